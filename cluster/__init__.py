@@ -1,0 +1,1 @@
+"""Ray on this machine (and on Kubernetes), and the command line."""

@@ -1,0 +1,278 @@
+"""The configs of every job: strict pydantic models, read from YAML or a named recipe.
+
+Each flag of the command line is a field here, and each job is a module and one of these
+(`python -m jobs.train train.yaml`). JSON Schemas for editors are in docs/schemas (`make schemas`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tomoray.errors import Usage
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Url = Annotated[str, Field(min_length=1, description="a path or s3://bucket/prefix")]
+
+
+class Config(BaseModel):
+    """Strict and frozen: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Layout(Config):
+    """How arrays are stored; fixed for an archive when it is made.
+
+    `shard_zyx` is a multiple of `chunk_zyx`; every array is int16 (images) or uint8 (masks).
+    """
+
+    chunk_zyx: tuple[Positive, Positive, Positive] = (64, 64, 64)
+    shard_zyx: tuple[Positive, Positive, Positive] = (256, 256, 256)
+    levels: Annotated[int, Field(ge=1, le=6, description="resolutions; each halves the one before")] = 3
+    zstd_level: Annotated[int, Field(ge=1, le=22)] = 3
+
+    @model_validator(mode="after")
+    def _shards_hold_whole_chunks(self) -> Layout:
+        if any(shard % chunk for shard, chunk in zip(self.shard_zyx, self.chunk_zyx, strict=True)):
+            raise ValueError(f"shard_zyx {self.shard_zyx} is not a multiple of chunk_zyx {self.chunk_zyx}")
+        return self
+
+
+class NiftiPattern(Config):
+    """File names of NIfTI pairs. `{case}` and `{label}` stand for any characters but a slash."""
+
+    image: str = "{case}_ct.nii.gz"
+    label: str = "{case}_{label}.nii.gz"
+
+    @model_validator(mode="after")
+    def _names_case_and_label(self) -> NiftiPattern:
+        if "{case}" not in self.image or "{case}" not in self.label or "{label}" not in self.label:
+            raise ValueError("image needs {case}; label needs {case} and {label}")
+        return self
+
+
+class PreprocessConfig(Config):
+    """`jobs.preprocess`: sources -> archive."""
+
+    sources: Annotated[list[Url], Field(min_length=1)]
+    archive: Url
+    nifti: NiftiPattern = NiftiPattern()
+    layout: Layout = Layout()
+    min_slices: Positive = 3
+    in_flight: Annotated[int, Field(ge=0, description="series at work at once; 0: twice the cluster's CPUs")] = 0
+
+
+class NetworkConfig(Config):
+    """A network of `tomoray.networks` and its size."""
+
+    name: Literal["unet"] = "unet"
+    channels: Annotated[list[Positive], Field(min_length=2)] = [16, 32, 64, 128]
+    residual_units: Annotated[int, Field(ge=0)] = 1
+    norm: Literal["instance", "batch"] = "instance"
+
+
+class SplitConfig(Config):
+    """Shares of the patients held out; a patient is never in two parts."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.2
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_patients_to_train_on(self) -> SplitConfig:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} leave no patient to train on")
+        return self
+
+
+class TrainConfig(Config):
+    """`jobs.train`: archive -> run. `archive` and `out` may come from the command line.
+
+    Attributes:
+        labels: names of archive labels; their order gives the classes 1, 2, …, and where masks overlap the later
+            label wins.
+        contains: labels whose masks hold others whole, such as `lungs: [nodules]`; a predicted mask of lungs is then
+            the voxels of both classes.
+        spacing_zyx_mm: every patch and scan is resampled to this grid; None keeps each scan's own.
+        hu_window: HU mapped to 0 and 1; values outside are clipped.
+        foreground_fraction: share of patches centred on a labelled voxel, label drawn evenly.
+        workers: processes that train together.
+        gpu: None uses a GPU per worker where the cluster has that many.
+    """
+
+    archive: Url | None = None
+    out: Url | None = None
+    labels: Annotated[list[str], Field(min_length=1)]
+    contains: dict[str, list[str]] = {}
+    spacing_zyx_mm: tuple[float, float, float] | None = None
+    patch_zyx: tuple[Positive, Positive, Positive] = (64, 64, 64)
+    hu_window: tuple[float, float] = (-1000.0, 400.0)
+    foreground_fraction: Fraction = 0.66
+    mirror: bool = True
+    network: NetworkConfig = NetworkConfig()
+    split: SplitConfig = SplitConfig()
+    batch_size: Annotated[int, Field(gt=0, description="patches per worker and step")] = 2
+    steps: Positive = 1000
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    checkpoint_every: Annotated[int, Field(gt=0, description="steps")] = 100
+    overlap: Annotated[float, Field(ge=0, lt=1, description="of windows, when predicting")] = 0.25
+    workers: Positive = 1
+    gpu: bool | None = None
+    seed: int = 0
+
+    @field_validator("labels")
+    @classmethod
+    def _label_names_differ(cls, labels: list[str]) -> list[str]:
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"a label is named twice: {labels}")
+        return labels
+
+    @model_validator(mode="after")
+    def _contains_names_labels(self) -> TrainConfig:
+        for name in [*self.contains, *(inner for inners in self.contains.values() for inner in inners)]:
+            if name not in self.labels:
+                raise ValueError(f"contains names {name!r}, which is not among labels {self.labels}")
+        return self
+
+    @model_validator(mode="after")
+    def _network_halves_patches_evenly(self) -> TrainConfig:
+        multiple = 2 ** (len(self.network.channels) - 1)
+        if any(side % multiple for side in self.patch_zyx):
+            raise ValueError(
+                f"patch_zyx {self.patch_zyx}: {len(self.network.channels)} channels want multiples of {multiple}"
+            )
+        return self
+
+
+class PredictConfig(Config):
+    """`jobs.predict`: run + archive -> masks, one folder a scan.
+
+    Attributes:
+        out: where masks go; None: `RUN/predictions`.
+        part: which patients of the run's own archive; another archive is always taken whole.
+    """
+
+    run: Url
+    archive: Url
+    out: Url | None = None
+    part: Literal["test", "validation", "train", "all"] = "test"
+    format: Literal["zarr", "nifti", "dicom-seg"] = "zarr"
+
+
+class EvaluateConfig(Config):
+    """`jobs.evaluate`: run + archive -> Dice per patient and label."""
+
+    run: Url
+    archive: Url
+    predictions: Url | None = None
+    part: Literal["test", "validation", "train", "all"] = "test"
+
+
+class PhantomConfig(Config):
+    """`tomoray phantom`: a cohort of procedural thorax CTs as DICOM.
+
+    Attributes:
+        matrix: rows and columns of every slice; the field of view stays the same.
+    """
+
+    out: Url
+    patients: Positive = 10
+    seed: int = 0
+    matrix: Annotated[int, Field(ge=64, le=512)] = 256
+
+
+class ServeConfig(Config):
+    """`serving.app:app`: runs as endpoints.
+
+    Attributes:
+        run: the run whose model is served.
+        archives: archives that a reference may name; empty: only the one the run was trained on.
+        cpus: of each replica; 0: its share of a single machine, 1 on a cluster of several.
+    """
+
+    run: Url
+    archives: list[Url] = []
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    replicas: Positive = 1
+    cpus: Annotated[int, Field(ge=0)] = 0
+    max_body_mb: Positive = 2048
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with TomoRay."""
+    folder = resources.files("tomoray") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> str:
+    """The YAML of a recipe; its first line is a comment that says what it is for. Raises `Usage` for an unknown one."""
+    if name not in recipe_names():
+        raise Usage(f"no recipe {name!r}{_nearest(name, recipe_names())}")
+    return (resources.files("tomoray") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_config(source: str, model: type[ConfigT], overrides: Mapping[str, Any] | None = None) -> ConfigT:
+    """Read a config from a YAML file, or from a recipe where `source` is a recipe's name.
+
+    Args:
+        source: path of a YAML file, or a name from `recipe_names()`.
+        model: the config's class.
+        overrides: fields from the command line, which win over the file's.
+
+    Raises:
+        Usage: no such file or recipe, not a YAML mapping, an unknown key (the nearest known one is named), or a
+            value out of bounds.
+    """
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            raise Usage(f"no config file {source}; recipes that need none: {', '.join(recipe_names())}")
+        text = path.read_text(encoding="utf-8")
+    elif source in recipe_names():
+        text = read_recipe(source)
+    else:
+        raise Usage(f"no config file or recipe {source!r}{_nearest(source, recipe_names())}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise Usage(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise Usage(f"{source} holds {type(values).__name__}; wanted a mapping of {', '.join(model.model_fields)}")
+    return make_config(model, {**values, **(overrides or {})}, source)
+
+
+def make_config(model: type[ConfigT], values: Mapping[str, Any], source: str = "config") -> ConfigT:
+    """Validate `values`; the error names each wrong field in one line. Raises `Usage`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise Usage(f"{source}: " + "; ".join(_explain(model, dict(e)) for e in error.errors())) from error
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    where = [str(part) for part in problem["loc"]]
+    name = ".".join(where) or model.__name__
+    if problem["type"] != "extra_forbidden":
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}" + (f", found {problem['input']!r}" if where else "")
+    owner: type[BaseModel] = model
+    for part in where[:-1]:
+        inner = owner.model_fields[part].annotation if part in owner.model_fields else None
+        owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+    return f"unknown key {name!r}{_nearest(where[-1], list(owner.model_fields))}"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

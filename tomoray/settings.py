@@ -1,0 +1,64 @@
+"""The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from tomoray.errors import Usage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S3Settings:
+    """Where S3 is and who asks, from the usual AWS variables; None leaves the clients' own defaults."""
+
+    endpoint_url: str | None
+    region: str
+    access_key_id: str | None
+    secret_access_key: str | None
+    session_token: str | None
+
+
+def s3() -> S3Settings:
+    """Read `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION` and the `AWS_…KEY…` variables."""
+    return S3Settings(
+        endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        access_key_id=os.environ.get("AWS_ACCESS_KEY_ID"),
+        secret_access_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=os.environ.get("AWS_SESSION_TOKEN"),
+    )
+
+
+def ray_address() -> str | None:
+    """The Ray cluster to join, from `RAY_ADDRESS`; None starts one on this machine."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def pseudonym_key() -> bytes:
+    """The secret that turns identifiers into pseudonyms.
+
+    From the file named by `TOMORAY_KEY_FILE`, else from `~/.config/tomoray/pseudonym.key`, which is made on first
+    use (32 random bytes, readable by its owner only). Keep it: with another key the same patient gets another
+    pseudonym. It is never written to an archive.
+
+    Raises:
+        Usage: the named file does not exist or is shorter than 16 bytes.
+    """
+    named = os.environ.get("TOMORAY_KEY_FILE")
+    path = Path(named) if named else Path.home() / ".config" / "tomoray" / "pseudonym.key"
+    if named is None and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+        except FileExistsError:
+            pass  # another process made it first; read that one
+    if not path.is_file():
+        raise Usage(f"TOMORAY_KEY_FILE: no file at {path}; make one with: openssl rand -hex 32 > {path}")
+    key = path.read_bytes().strip()
+    if len(key) < 16:
+        raise Usage(f"the key in {path} has {len(key)} bytes; wanted 16 or more: openssl rand -hex 32 > {path}")
+    return key
