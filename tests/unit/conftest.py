@@ -1,0 +1,87 @@
+"""A small, right CT series as DICOM bytes, for tests that break it in one way each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from tomoray.dicom import Instance, read_instance
+from tomoray.pseudonyms import Pseudonyms
+from tomoray.series import DicomSeries, LoadedSeries, load_dicom
+
+KEY = b"a key for tests only, of no worth"
+
+
+@dataclass
+class Series:
+    """Datasets to be changed at will, then loaded as files in memory."""
+
+    datasets: list[Dataset]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def instances(self) -> list[Instance]:
+        """Write every dataset and read its header back."""
+        self.files = {f"{n}.dcm": _as_file(dataset) for n, dataset in enumerate(self.datasets)}
+        found = [read_instance(data, root="mem", key=key, size_bytes=len(data)) for key, data in self.files.items()]
+        return [instance for instance in found if instance is not None]
+
+    def load(self, *segmentations: Instance) -> LoadedSeries:
+        """Load the series as preprocessing does."""
+        series = DicomSeries(instances=tuple(self.instances()), segmentations=segmentations)
+        return load_dicom(series, lambda _root, key: self.files[key], Pseudonyms(KEY), min_slices=3)
+
+
+@pytest.fixture
+def make_series() -> Callable[..., Series]:
+    """`make_series(n)`: n axial slices of 36 x 33 voxels, 2.5 mm apart, whose stored values are random."""
+
+    def make(n: int = 8, *, step_mm: float = 2.5, seed: int = 0) -> Series:
+        rng = np.random.default_rng(seed)
+        return Series([_slice(z, -100.0 + z * step_mm, rng) for z in range(n)])
+
+    return make
+
+
+def _slice(z: int, height_mm: float, rng: np.random.Generator) -> Dataset:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{z + 1}"
+    dataset.SOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = f"1.2.3.4.{z + 1}"
+    dataset.StudyInstanceUID = "1.2.3"
+    dataset.SeriesInstanceUID = "1.2.3.4"
+    dataset.FrameOfReferenceUID = "1.2.3.5"
+    dataset.PatientID = "SECRET-ID-17"
+    dataset.PatientName = "SECRET^NAME"
+    dataset.PatientSex = "F"
+    dataset.PatientAge = "061Y"
+    dataset.Modality = "CT"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.Manufacturer = "Test"
+    dataset.InstanceNumber = z + 1
+    dataset.Rows, dataset.Columns = 36, 33
+    dataset.PixelSpacing = [0.8, 0.7]
+    dataset.SliceThickness = 2.5
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient = [-20, -30, height_mm]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.PixelRepresentation, dataset.SamplesPerPixel = 0, 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+    dataset.PixelData = rng.integers(900, 1200, (36, 33), dtype=np.uint16).tobytes()
+    return dataset
+
+
+def _as_file(dataset: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
