@@ -1,0 +1,198 @@
+"""Arrays as OME-NGFF 0.5 multiscales on sharded Zarr v3: what is written, byte by byte.
+
+The same array and layout give the same bytes on every place and at every try: shards are encoded whole in memory and
+put once, every chunk is stored (also air), JSON has sorted keys. A chunk that is absent is then an error, not air.
+
+Legend: levels halve the one before; level 0 is the scan itself. Arrays are [z, y, x].
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from tomoray.config import Layout
+from tomoray.geometry import Geometry
+from tomoray.storage import Store
+from tomoray.volume import Image, Mask
+
+AIR_HU = -1024
+
+
+def write_levels(store: Store, array_zyx: Image | Mask, layout: Layout) -> None:
+    """Write `array_zyx` and its halvings as the arrays `0`, `1`, … of a group. Safe to repeat.
+
+    Memory beyond the array's own: an eighth of it, and one shard.
+    """
+    level_zyx = array_zyx
+    for level in range(layout.levels):
+        if level:
+            level_zyx = halve(level_zyx)
+        target, metadata = store.child(str(level)), array_metadata(level_zyx, layout)
+        target.write("zarr.json", to_json(metadata))
+        for key, data in _encoded_shards(level_zyx, metadata):
+            target.write(key, data)
+
+
+def open_array(store: Store) -> ts.TensorStore:
+    """The array that stands in `store`, for reading; slices are read as futures: `array[z0:z1].read()`.
+
+    Raises `Fatal` or `Transient` where it cannot be opened.
+    """
+    spec = {
+        "driver": "zarr3",
+        "kvstore": store.tensorstore_kvstore(),
+        "fill_missing_data_reads": False,
+        "recheck_cached_metadata": "open",
+        "recheck_cached_data": "open",
+    }
+    try:
+        return ts.open(spec, open=True, read=True, context=_reading()).result()
+    except ValueError as error:
+        raise store.explain(error) from error
+
+
+def halve(array_zyx: Image | Mask) -> Image | Mask:
+    """The next level: means of 2 x 2 x 2 voxels, rounded half up; of a mask, 1 where at least half of them are 1.
+
+    An odd edge counts its last plane, row or column twice. Shape: each axis halved and rounded up; same dtype.
+    """
+    last = array_zyx.shape[0] - 1
+    half = np.empty([-(-n // 2) for n in array_zyx.shape], dtype=array_zyx.dtype)
+    odd_yx = [(0, n % 2) for n in array_zyx.shape[1:]]
+    for z in range(half.shape[0]):
+        pair = array_zyx[2 * z].astype(np.int32) + array_zyx[min(2 * z + 1, last)]
+        pair = np.pad(pair, odd_yx, mode="edge")
+        eight = pair[0::2, 0::2] + pair[1::2, 0::2] + pair[0::2, 1::2] + pair[1::2, 1::2]
+        half[z] = (eight + 4) >> 3
+    return half
+
+
+def multiscales(geometry: Geometry, layout: Layout, name: str, *, mask: bool = False) -> list[dict[str, Any]]:
+    """OME-NGFF 0.5 `multiscales` metadata: axes in mm, and each level's scale and half-voxel shift.
+
+    The place and orientation in the patient do not fit into it; `attributes.tomoray.geometry` holds the LPS affine.
+    """
+    datasets = []
+    for level in range(layout.levels):
+        scale = [2**level * mm for mm in geometry.spacing_zyx_mm]
+        shift = [(2**level - 1) / 2 * mm for mm in geometry.spacing_zyx_mm]
+        transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    return [{"name": name, "axes": axes, "datasets": datasets, "type": "majority" if mask else "mean"}]
+
+
+def array_metadata(array_zyx: Image | Mask, layout: Layout) -> dict[str, Any]:
+    """The `zarr.json` of an array. A shard is never larger than the array rounded up to whole chunks."""
+    chunks = layout.chunk_zyx
+    rounded = [-(-n // chunk) * chunk for n, chunk in zip(array_zyx.shape, chunks, strict=True)]
+    blosc = {
+        "cname": "zstd",
+        "clevel": layout.zstd_level,
+        "shuffle": "bitshuffle",
+        "typesize": array_zyx.dtype.itemsize,
+        "blocksize": 0,
+    }
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": list(chunks),
+        "codecs": [little, {"name": "blosc", "configuration": blosc}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    shards = [min(shard, most) for shard, most in zip(layout.shard_zyx, rounded, strict=True)]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array_zyx.shape),
+        "data_type": array_zyx.dtype.name,
+        "dimension_names": ["z", "y", "x"],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shards}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "fill_value": AIR_HU if array_zyx.dtype == np.int16 else 0,
+        "attributes": {},
+    }
+
+
+def group_json(attributes: dict[str, Any]) -> bytes:
+    """The `zarr.json` of a group."""
+    return to_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def to_json(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces; the same value gives the same bytes. Raises `ValueError` for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def random_voxels(mask_zyx: Mask, seed: bytes, at_most: int = 512) -> npt.NDArray[np.int64]:
+    """Up to `at_most` voxels of a mask, drawn evenly with `seed`: (n, 3) indices z, y, x, in order, none twice."""
+    per_plane = np.count_nonzero(mask_zyx, axis=(1, 2))
+    total = int(per_plane.sum())
+    if total <= at_most:
+        ranks = np.arange(total, dtype=np.uint64)
+    else:  # raw draws: of NumPy's streams, only these are promised never to change
+        draws = np.random.PCG64(int.from_bytes(seed)).random_raw(at_most)
+        ranks = np.unique(draws % np.uint64(total))
+    ends = np.cumsum(per_plane)
+    planes = np.searchsorted(ends, ranks, side="right")
+    voxels = np.empty((len(ranks), 3), dtype=np.int64)
+    for z in np.unique(planes):
+        chosen = planes == z
+        within = ranks[chosen].astype(np.int64) - int(ends[z] - per_plane[z])
+        y, x = np.unravel_index(np.flatnonzero(mask_zyx[z])[within], mask_zyx.shape[1:])
+        voxels[chosen] = np.stack([np.full(len(within), z), y, x], axis=1)
+    return voxels
+
+
+def _encoded_shards(array_zyx: Image | Mask, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "memory"},
+        "metadata": metadata,
+        "store_data_equal_to_fill_value": True,
+    }
+    encoder = ts.open(spec, create=True, context=ts.Context(_LIMITS)).result()
+    objects = encoder.kvstore
+    assert objects is not None
+    shard_zyx = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    counts = [-(-n // shard) for n, shard in zip(array_zyx.shape, shard_zyx, strict=True)]
+    for index in itertools.product(*(range(count) for count in counts)):
+        region = _region(index, shard_zyx, array_zyx.shape)
+        with ts.Transaction() as transaction:
+            encoder.with_transaction(transaction)[region].write(array_zyx[region]).result()
+        key = "c/" + "/".join(str(i) for i in index)
+        yield key, objects[key]
+        del objects[key]
+
+
+def _region(index: tuple[int, ...], shard_zyx: list[int], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(i * shard, min((i + 1) * shard, n)) for i, shard, n in zip(index, shard_zyx, shape, strict=True))
+
+
+_LIMITS = {
+    "cache_pool": {"total_bytes_limit": 0},
+    "data_copy_concurrency": {"limit": min(8, os.cpu_count() or 1)},
+}
+
+
+@cache
+def _reading() -> ts.Context:
+    """One context for all arrays of a process: connections are shared, and nothing is cached."""
+    return ts.Context(
+        {
+            **_LIMITS,
+            "file_io_concurrency": {"limit": 32},
+            "s3_request_concurrency": {"limit": 64},
+            "s3_request_retries": {"max_retries": 8, "initial_delay": "100ms", "max_delay": "5s"},
+        }
+    )

@@ -1,0 +1,238 @@
+"""Where bytes live: one URL, a folder or an S3 prefix, behind the same few calls.
+
+Keys are relative, with `/` between parts, and never start with one. The same objects under the same keys make the
+same archive, on disk and on S3.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, S3Store
+from pyarrow import fs
+
+from tomoray.bucket import Bucket, first_line
+from tomoray.errors import Fatal, TomoRayError, Usage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectInfo:
+    """One object of a store."""
+
+    key: str
+    size_bytes: int
+
+
+class Store:
+    """A folder or an S3 prefix. Pickles as its URL: clients and credentials are made anew in each process.
+
+    Every call raises `Fatal` (no such bucket, access denied, disk full) or `Transient` (connection lost, server busy)
+    in one line; reading an absent object raises `FileNotFoundError`. Every call is safe to repeat.
+    """
+
+    def __init__(self, place: _Place, prefix: str = "") -> None:
+        self._place = place
+        self._prefix = prefix.strip("/")
+
+    @property
+    def url(self) -> str:
+        """The absolute path, or `s3://bucket/prefix`."""
+        return f"{self._place.url}/{self._prefix}" if self._prefix else self._place.url
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def child(self, prefix: str) -> Store:
+        """The store below `prefix`, on the same connections."""
+        return Store(self._place, self._path(prefix))
+
+    def read(self, key: str) -> bytes:
+        """The whole object. Raises `FileNotFoundError` where there is none."""
+        with self._translated(key):
+            return bytes(obstore.get(self._place.reader, self._path(key)).bytes())
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`, or fewer where the object ends. Raises `FileNotFoundError`."""
+        with self._translated(key):
+            return bytes(obstore.get_range(self._place.reader, self._path(key), start=start, length=length))
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put an object in one step: readers see the old bytes or the new ones, never a part."""
+        with self._translated(key):
+            obstore.put(self._place.writer, self._path(key), data)
+
+    def write_new(self, key: str, data: bytes) -> bool:
+        """Put an object only where there is none; False where there is one. One of many writers wins."""
+        with self._translated(key):
+            try:
+                obstore.put(self._place.writer, self._path(key), data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def exists(self, key: str) -> bool:
+        """True where `read` would find an object."""
+        try:
+            with self._translated(key):
+                obstore.head(self._place.reader, self._path(key))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders right below `prefix`, sorted. Costs one request per 1000, however deep they are."""
+        try:
+            with self._translated(prefix):
+                found = obstore.list_with_delimiter(self._place.reader, self._path(prefix) or None)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """All objects below the folder `prefix`, at any depth, sorted by key."""
+        try:
+            with self._translated(prefix):
+                found = obstore.list(self._place.reader, self._path(prefix) or None, chunk_size=1000).collect()
+        except FileNotFoundError:
+            return []
+        return sorted(
+            (ObjectInfo(key=self._key(o["path"]), size_bytes=o["size"]) for o in found), key=lambda info: info.key
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; absent ones are no error."""
+        for key in keys:
+            try:
+                with self._translated(key):
+                    obstore.delete(self._place.reader, self._path(key))
+            except FileNotFoundError:
+                continue
+
+    def check(self, *, writable: bool = True) -> None:
+        """Raise `Fatal` in one line, within about ten seconds, where this place cannot be used.
+
+        An unreachable endpoint, an absent bucket, refused credentials and an unwritable folder are told apart.
+        On S3 the right to write shows at the first write: asking for it here would leave an object.
+        """
+        try:
+            self._place.check(self._prefix, writable=writable)
+        except (BaseError, OSError) as error:
+            raise Fatal(str(self.explain(error))) from error
+
+    def explain(self, error: Exception) -> TomoRayError:
+        """A foreign library's error on this store as `Transient` or `Fatal`, in one line."""
+        return self._place.translate(self.url, error)
+
+    def tensorstore_kvstore(self, prefix: str = "") -> dict[str, Any]:
+        """The JSON spec of tensorstore's key-value store below `prefix`."""
+        return self._place.kvstore(f"{self._path(prefix)}/".lstrip("/"))
+
+    def arrow_filesystem(self) -> tuple[fs.FileSystem, str]:
+        """An Arrow filesystem and this store's path in it, as Ray Train's `storage_filesystem` and `storage_path`."""
+        return self._place.arrow(self._prefix)
+
+    def _path(self, key: str) -> str:
+        return "/".join(part for part in (self._prefix, key.strip("/")) if part)
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(f"{self._prefix}/") if self._prefix else path
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "<Code>NoSuchBucket</Code>" in str(error):
+                raise self.explain(error) from error
+            raise FileNotFoundError(f"{self.url}: no object {key or '/'}") from error
+        except (BaseError, OSError) as error:
+            raise self.explain(error) from error
+
+
+def open_store(url: str) -> Store:
+    """The store at a path, a `file://` URL or `s3://bucket/prefix`. Touches neither disk nor network.
+
+    Raises:
+        Usage: another scheme, or `s3://` without a bucket.
+
+    Example:
+        >>> open_store("s3://ct/nlst").url
+        's3://ct/nlst'
+    """
+    if url.startswith("s3://"):
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise Usage(f"{url!r} names no bucket; wanted s3://bucket/prefix")
+        return Store(Bucket(bucket), prefix)
+    if url.startswith("file://"):
+        url = unquote(urlsplit(url).path)
+    elif re.match(r"[a-z][a-z0-9+.-]*://", url, re.IGNORECASE):
+        raise Usage(f"{url!r} is neither a path nor s3://bucket/prefix")
+    if not url:
+        raise Usage("the path is empty; wanted a path or s3://bucket/prefix")
+    return Store(_Folder(Path(url).expanduser().resolve()))
+
+
+class _Place(Protocol):
+    """What a store rests on. Pickles without its clients."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def reader(self) -> LocalStore | S3Store: ...
+    @property
+    def writer(self) -> LocalStore | S3Store: ...
+    def check(self, path: str, *, writable: bool) -> None: ...
+    def kvstore(self, path: str) -> dict[str, Any]: ...
+    def arrow(self, path: str) -> tuple[fs.FileSystem, str]: ...
+    def translate(self, url: str, error: Exception) -> TomoRayError: ...
+
+
+class _Folder:
+    """A folder; made at the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = path
+
+    @property
+    def url(self) -> str:
+        return str(self._root)
+
+    @property
+    def reader(self) -> LocalStore:
+        if not self._root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", self.url)
+        return LocalStore(self._root, automatic_cleanup=True)
+
+    @property
+    def writer(self) -> LocalStore:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return LocalStore(self._root, automatic_cleanup=True)
+
+    def check(self, path: str, *, writable: bool) -> None:
+        folder = self._root / path
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
+        if writable:
+            tempfile.TemporaryFile(dir=nearest).close()
+
+    def kvstore(self, path: str) -> dict[str, Any]:
+        return {"driver": "file", "path": f"{self._root}/{path}"}
+
+    def arrow(self, path: str) -> tuple[fs.FileSystem, str]:
+        return fs.LocalFileSystem(), str(self._root / path)
+
+    def translate(self, url: str, error: Exception) -> TomoRayError:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        return Fatal(f"{url}: {cause}; choose a folder that can be used, or free space there")
