@@ -110,7 +110,8 @@ def write_segmentation(
     if not masks or not headers:
         raise ValueError("a segmentation needs a mask and a header")
     pixels, planes = _stack(list(masks.values()))
-    sources = [_source(header) for header in headers]
+    spacing_mm = _plane_spacing(headers)
+    sources = [_source(header, spacing_mm) for header in headers]
     kept = set(planes)
     seed = uuid.uuid4().hex if uid_seed is None else uid_seed
     date, time = _now() if uid_seed is None else _source_date(headers[0])
@@ -173,8 +174,8 @@ def read_segmentation(dataset: Dataset, geometry: Geometry) -> dict[str, Mask]:
         raise Refused(Reason.LABEL_UNSUPPORTED, f"SegmentationType is {kind}; wanted BINARY or LABELMAP")
     try:
         names = {int(item.SegmentNumber): _label_name(item) for item in dataset.SegmentSequence}
-    except (AttributeError, IndexError, TypeError) as error:
-        raise Refused(Reason.LABEL_UNSUPPORTED, "a segment has no number, label or coded type") from error
+    except (AttributeError, TypeError) as error:
+        raise Refused(Reason.LABEL_UNSUPPORTED, "a segment has no number") from error
     names.pop(0, None)  # the background of a LABELMAP
     masks: dict[str, Mask] = {names[n]: np.zeros(geometry.shape_zyx, np.uint8) for n in sorted(names)}
     places = frame_places(dataset, geometry)
@@ -267,15 +268,30 @@ def _describe(number: int, name: str, algorithm: str, version: str, seed: str) -
     )
 
 
-def _source(header: Dataset) -> Dataset:
-    """A copy of `header` that highdicom takes: `_AS_IN_SOURCE` empty, and a frame of reference in any case."""
+def _source(header: Dataset, spacing_mm: float) -> Dataset:
+    """A copy of `header` that highdicom takes.
+
+    `_AS_IN_SOURCE` is empty in it; the frame of reference and the slice thickness, which real series may leave out,
+    are there in any case.
+    """
     source = Dataset()
     source.update({element.tag: element for element in header if element.keyword not in _AS_IN_SOURCE})
     for keyword in _AS_IN_SOURCE[1:]:
         setattr(source, keyword, "")
-    if not source.get("FrameOfReferenceUID"):
-        source.FrameOfReferenceUID = hashed_uid(str(source.SeriesInstanceUID), "frame of reference")
+    for keyword, value in (
+        ("FrameOfReferenceUID", hashed_uid(str(source.SeriesInstanceUID), "frame of reference")),
+        ("SliceThickness", _decimal(spacing_mm)),
+    ):
+        if not source.get(keyword):
+            source.pop(keyword, None)  # shared with `header`, which keeps it
+            setattr(source, keyword, value)
     return source
+
+
+def _plane_spacing(headers: Sequence[Dataset]) -> float:
+    """Distance between the first two planes in mm; 1 where there is one plane."""
+    positions = [np.array(header.ImagePositionPatient, float) for header in headers[:2]]
+    return float(np.linalg.norm(positions[-1] - positions[0])) or 1.0
 
 
 def _now() -> tuple[str, str]:
@@ -310,7 +326,7 @@ def _values(frame: Pixels) -> Iterator[tuple[int, Mask]]:
 
 
 def _label_name(segment: Dataset) -> str:
-    """The slug of a segment's label, or of its coded type where the label has no letter."""
-    return slug(str(segment.get("SegmentLabel", ""))) or slug(
-        str(segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning)
-    )
+    """The slug of a segment's label, else of its coded type, else its number."""
+    kinds = segment.get("SegmentedPropertyTypeCodeSequence") or [Dataset()]
+    texts = (segment.get("SegmentLabel"), kinds[0].get("CodeMeaning"), f"segment {segment.SegmentNumber}")
+    return next(name for text in texts if (name := slug(str(text or ""))))

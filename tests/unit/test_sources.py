@@ -60,7 +60,7 @@ def test_file_that_should_be_dicom_and_is_not_is_accounted_for(tmp_path):
 def test_long_header_is_read_to_its_end(make_series, tmp_path):
     series = make_series(3)
     for dataset in series.datasets:
-        dataset.add_new(0x00204000, "LT", "x" * 200_000)  # Image Comments, before the pixels
+        dataset.add_new(0x00091010, "OB", bytes(200_000))  # private, before the pixels
     write(series, tmp_path / "a")
     instances, bad = read_headers(list_source(str(tmp_path)))
     assert len(instances) == 3
