@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -47,6 +47,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     pseudonyms = Pseudonyms(settings.pseudonym_key())
+    open_store(config.archive).check()
     files = [file for source in config.sources for file in list_source(source)]
     if not files:
         raise Fatal(f"no files in {', '.join(config.sources)}; name a folder that holds DICOM or NIfTI")
@@ -59,12 +60,13 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     archive = Archive.create(config.archive, config.layout)
     judged_by = config.model_dump_json(include={"nifti", "layout", "min_slices"})
     config_sha256 = hashlib.sha256(judged_by.encode()).hexdigest()
-    catalog = Catalog(open_store(config.archive))
+    catalog = Catalog(archive.store)
     known = {row["series_id"]: row for row in catalog.rows()}
+    there = set(archive.store.folders("scans"))
     todo = [
         (item, identity)
         for item, identity in ((item, identify(item, pseudonyms)) for item in items)
-        if not _is_done(known.get(identity.series_id), identity, config_sha256)
+        if not _is_done(known.get(identity.series_id), identity, config_sha256, there)
     ]
 
     stored, failed = 0, []
@@ -76,7 +78,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     with track("preprocess", len(todo)) as advance:
         results = run_bounded(
             lambda entry: _ingest.remote(
-                entry[0], config.archive, pseudonyms, min_slices=config.min_slices, config_sha256=config_sha256
+                entry[0], archive, pseudonyms, min_slices=config.min_slices, config_sha256=config_sha256
             ),
             todo,
             in_flight,
@@ -129,12 +131,16 @@ def _find_items(config: PreprocessConfig, files: Sequence[SourceFile]) -> tuple[
     return items, len(others) - len(instances) - len(bad)
 
 
-def _is_done(row: Row | None, identity: Identity, config_sha256: str) -> bool:
-    """True where the catalog already answers for this very input. A new release looks at refused series again."""
+def _is_done(row: Row | None, identity: Identity, config_sha256: str, there: Collection[str]) -> bool:
+    """True where the catalog answers for this very input, and a stored scan is still there.
+
+    A new release, or other limits, look at refused series again.
+    """
     if row is None or row["instances_sha256"] != identity.digest:
         return False
-    same_judge = row["config_sha256"] == config_sha256 and row["code_version"] == __version__
-    return bool(row["status"] == "stored" or same_judge)
+    if row["status"] == "stored":
+        return row["scan_id"] in there
+    return bool(row["config_sha256"] == config_sha256 and row["code_version"] == __version__)
 
 
 def _replacing(rows: Iterable[Row], known: dict[str, Row]) -> list[Row]:

@@ -10,6 +10,7 @@ again ends with the same bytes. Nothing but pseudonyms is stored.
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import hashlib
 import json
@@ -179,7 +180,7 @@ class Archive:
             ome = {
                 "version": "0.5",
                 "multiscales": multiscale.multiscales(geometry, self.layout, name, mask=True),
-                "image-label": {"version": "0.5", "source": {"image": "../../"}},
+                "image-label": {"version": "0.5", "colors": [_color(name)], "source": {"image": "../../"}},
             }
             tomoray = {"foreground_voxels_zyx": voxels.tolist(), "n_voxels": int(np.count_nonzero(masks[name]))}
             store.write(_MARK, multiscale.group_json({"ome": ome, "tomoray": tomoray}))
@@ -249,6 +250,12 @@ class Scan:
         if path not in self._arrays:
             self._arrays[path] = multiscale.open_array(self._store.child(path))
         return self._arrays[path]
+
+
+def _color(label: str) -> dict[str, Any]:
+    """How viewers paint a mask: always the same color for the same label."""
+    hue = hashlib.sha256(label.encode()).digest()[0] / 256
+    return {"label-value": 1, "rgba": [*(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1.0)), 255]}
 
 
 def _geometry(stored: dict[str, Any]) -> Geometry:

@@ -6,13 +6,13 @@ import re
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
 import obstore
 from obstore.store import S3Store
 from pyarrow import fs
 
 from tomoray import settings
+from tomoray.arrow import ArrowFiles
 from tomoray.errors import Fatal, TomoRayError, Transient
 
 _UNREACHABLE = {
@@ -30,15 +30,15 @@ class Bucket:
     """An S3 bucket; the endpoint and credentials are this process's own."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
     def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
-        return Bucket, (self._name,)
+        return Bucket, (self.name,)
 
     @property
     def url(self) -> str:
         """`s3://bucket`."""
-        return f"s3://{self._name}"
+        return f"s3://{self.name}"
 
     @cached_property
     def reader(self) -> S3Store:
@@ -50,10 +50,14 @@ class Bucket:
         """The same client."""
         return self.reader
 
+    def delete(self, paths: list[str]) -> None:
+        """Delete in bulk, a thousand a request; absent objects are no error."""
+        obstore.delete(self.writer, paths)
+
     def check(self, path: str, *, writable: bool) -> None:
         """Ask for one key with little patience. The right to write shows at the first write."""
         del writable
-        client = self._client(timeout_s=4, retries=1, retry_for_s=5)
+        client = self._client(timeout_s=3, retries=1, retry_for_s=5)
         next(iter(obstore.list(client, path or None, chunk_size=1)), None)
 
     def kvstore(self, path: str) -> dict[str, Any]:
@@ -62,7 +66,7 @@ class Bucket:
         credentials = "environment" if s3.access_key_id else "anonymous" if s3.endpoint_url else "default"
         spec = {
             "driver": "s3",
-            "bucket": self._name,
+            "bucket": self.name,
             "path": path,
             "aws_region": s3.region,
             "aws_credentials": {"type": credentials},
@@ -70,22 +74,12 @@ class Bucket:
         return {**spec, "endpoint": s3.endpoint_url} if s3.endpoint_url else spec
 
     def arrow(self, path: str) -> tuple[fs.FileSystem, str]:
-        """An Arrow filesystem and `bucket/path`."""
-        s3 = settings.s3()
-        endpoint = urlsplit(s3.endpoint_url or "")
-        client = fs.S3FileSystem(
-            access_key=s3.access_key_id,
-            secret_key=s3.secret_access_key,
-            session_token=s3.session_token,
-            anonymous=_anonymous(s3),
-            region=s3.region,
-            scheme=endpoint.scheme or "https",
-            endpoint_override=endpoint.netloc or None,
-            connect_timeout=3,
-            request_timeout=120,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
-        )
-        return client, f"{self._name}/{path}".rstrip("/")
+        """An Arrow filesystem on the same client, and `bucket/path`.
+
+        Arrow's own S3 client signs uploads with trailing checksums, which Ceph's gateway and others answer with 411
+        unless a variable is set in every process.
+        """
+        return fs.PyFileSystem(ArrowFiles(self)), f"{self.name}/{path}".rstrip("/")
 
     def translate(self, url: str, error: Exception) -> TomoRayError:
         """What obstore's or tensorstore's error means for `url`: `Transient` or `Fatal`, in one line."""
@@ -95,7 +89,7 @@ class Bucket:
         status = _found(r"(?:status code: |http_response_code=.)(\d{3})", text)
         if code == "NoSuchBucket":
             wrong = "make it, or check its name and AWS_ENDPOINT_URL"
-            return Fatal(f"{url}: there is no bucket {self._name!r} at {where}; {wrong}")
+            return Fatal(f"{url}: there is no bucket {self.name!r} at {where}; {wrong}")
         if "169.254.169.254" in text:
             return Fatal(f"{url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if status in {"401", "403"}:
@@ -106,7 +100,7 @@ class Bucket:
             return Transient(f"{url}: cannot reach the bucket at {where} ({cause}); check {wrong}")
         if status and (status == "429" or status.startswith("5")):
             return Transient(f"{url}: {where} answers {status} {code or ''}".rstrip() + "; try again")
-        return Fatal(f"{url}: {first_line(error)}")
+        return other_trouble(url, error)
 
     def _client(self, *, timeout_s: int, retries: int, retry_for_s: int) -> S3Store:
         s3 = settings.s3()
@@ -117,7 +111,7 @@ class Bucket:
             "session_token": s3.session_token,
         }
         return S3Store(
-            self._name,
+            self.name,
             region=s3.region,
             virtual_hosted_style_request=False,
             skip_signature=_anonymous(s3),
@@ -132,9 +126,12 @@ def _anonymous(s3: settings.S3Settings) -> bool:
     return s3.access_key_id is None and s3.endpoint_url is not None
 
 
-def first_line(error: Exception) -> str:
-    """What a foreign error says before its details."""
-    return re.split(r"\n| \[|: <\?xml", str(error), maxsplit=1)[0][:300]
+def other_trouble(url: str, error: Exception) -> Fatal:
+    """What a foreign error says before its details; bytes that are lost or damaged are called so."""
+    said = re.split(r"\n| \[|: <\?xml", str(error), maxsplit=1)[0].removeprefix("Generic LocalFileSystem error: ")[:300]
+    if "shard entry" in said or "DATA_LOSS" in said:
+        said = f"stored bytes are missing or damaged ({said}); remove that scan and preprocess it again"
+    return Fatal(f"{url}: {said}")
 
 
 def _found(pattern: str, text: str) -> str | None:

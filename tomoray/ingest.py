@@ -48,13 +48,13 @@ def identify(item: Item, pseudonyms: Pseudonyms) -> Identity:
     )
 
 
-def ingest(item: Item, archive_url: str, pseudonyms: Pseudonyms, *, min_slices: int, config_sha256: str) -> Ingested:
+def ingest(item: Item, archive: Archive, pseudonyms: Pseudonyms, *, min_slices: int, config_sha256: str) -> Ingested:
     """Load one series and write it to the archive, or say why not. Safe to repeat: the same input, the same bytes."""
     try:
         loaded = _load(item, pseudonyms, min_slices)
     except Refused as refusal:
         return Ingested(rows=(_refused(item, refusal, pseudonyms, config_sha256),))
-    Archive.open(archive_url).write_scan(loaded.volume)
+    archive.write_scan(loaded.volume)
     unfit = (_refused(label, refusal, pseudonyms, config_sha256) for label, refusal in loaded.refused_labels)
     return Ingested(
         rows=(stored_row(loaded.volume, config_sha256), *unfit), voxel_bytes=int(loaded.volume.image_zyx.nbytes)

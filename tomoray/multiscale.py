@@ -1,7 +1,8 @@
 """Arrays as OME-NGFF 0.5 multiscales on sharded Zarr v3: what is written, byte by byte.
 
 The same array and layout give the same bytes on every place and at every try: shards are encoded whole in memory and
-put once, every chunk is stored (also air), JSON has sorted keys. A chunk that is absent is then an error, not air.
+put once, every chunk is stored (also air) with its checksum, JSON has sorted keys. A chunk that is lost or damaged is
+then an error, and is never read as air or as other voxels.
 
 Legend: levels halve the one before; level 0 is the scan itself. Arrays are [z, y, x].
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -22,24 +25,23 @@ import tensorstore as ts
 from tomoray.config import Layout
 from tomoray.geometry import Geometry
 from tomoray.storage import Store
-from tomoray.volume import Image, Mask
-
-AIR_HU = -1024
+from tomoray.volume import AIR_HU, Image, Mask
 
 
 def write_levels(store: Store, array_zyx: Image | Mask, layout: Layout) -> None:
     """Write `array_zyx` and its halvings as the arrays `0`, `1`, … of a group. Safe to repeat.
 
-    Memory beyond the array's own: an eighth of it, and one shard.
+    While a shard is encoded, up to four others are under way to the store. Memory beyond the array's own: an eighth
+    of it, one shard, and four encoded ones.
     """
-    level_zyx = array_zyx
-    for level in range(layout.levels):
-        if level:
-            level_zyx = halve(level_zyx)
-        target, metadata = store.child(str(level)), array_metadata(level_zyx, layout)
-        target.write("zarr.json", to_json(metadata))
-        for key, data in _encoded_shards(level_zyx, metadata):
-            target.write(key, data)
+    under_way: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(_PUTS) as pool:
+        for key, data in _objects(array_zyx, layout):
+            if len(under_way) == _PUTS:
+                under_way.popleft().result()
+            under_way.append(pool.submit(store.write, key, data))
+        for put in under_way:
+            put.result()
 
 
 def open_array(store: Store) -> ts.TensorStore:
@@ -105,7 +107,7 @@ def array_metadata(array_zyx: Image | Mask, layout: Layout) -> dict[str, Any]:
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
         "chunk_shape": list(chunks),
-        "codecs": [little, {"name": "blosc", "configuration": blosc}],
+        "codecs": [little, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"}],
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -154,6 +156,18 @@ def random_voxels(mask_zyx: Mask, seed: bytes, at_most: int = 512) -> npt.NDArra
     return voxels
 
 
+def _objects(array_zyx: Image | Mask, layout: Layout) -> Iterator[tuple[str, bytes]]:
+    """Keys and bytes of all objects of all levels, in an order that never changes."""
+    level_zyx = array_zyx
+    for level in range(layout.levels):
+        if level:
+            level_zyx = halve(level_zyx)
+        metadata = array_metadata(level_zyx, layout)
+        yield f"{level}/zarr.json", to_json(metadata)
+        for key, data in _encoded_shards(level_zyx, metadata):
+            yield f"{level}/{key}", data
+
+
 def _encoded_shards(array_zyx: Image | Mask, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     spec = {
         "driver": "zarr3",
@@ -179,6 +193,7 @@ def _region(index: tuple[int, ...], shard_zyx: list[int], shape: tuple[int, ...]
     return tuple(slice(i * shard, min((i + 1) * shard, n)) for i, shard, n in zip(index, shard_zyx, shape, strict=True))
 
 
+_PUTS = 4
 _LIMITS = {
     "cache_pool": {"total_bytes_limit": 0},
     "data_copy_concurrency": {"limit": min(8, os.cpu_count() or 1)},

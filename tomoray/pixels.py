@@ -12,10 +12,9 @@ from pydicom.uid import UID
 
 from tomoray.dicom import quiet_pydicom
 from tomoray.errors import Reason, Refused
+from tomoray.volume import AIR_HU
 
 Stored = npt.NDArray[np.integer[Any]]
-
-AIR_HU = -1024
 
 # The fastest kept decoder of each syntax; pydicom's own preference would take GDCM for JPEG-LS.
 _PLUGINS = {

@@ -17,10 +17,10 @@ from tomoray import nifti
 from tomoray.dicom import Instance, NotDicomError, read_dataset
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
-from tomoray.pixels import AIR_HU, decode_hu
+from tomoray.pixels import decode_hu
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.stack import Stack, build_stack
-from tomoray.volume import LABEL_NAME, Mask, ScanInfo, ScanUids, Volume
+from tomoray.volume import AIR_HU, LABEL_NAME, Mask, ScanInfo, ScanUids, Volume
 
 Read = Callable[[str, str], bytes]  # (root, key) -> the file's bytes
 

@@ -6,6 +6,7 @@ A source is listed, its headers are read, and its files are grouped into series.
 from __future__ import annotations
 
 import io
+import os
 import re
 import zipfile
 import zlib
@@ -52,24 +53,27 @@ class BadFile:
 
 
 def list_source(source: str) -> list[SourceFile]:
-    """Every file of a folder, an S3 prefix, or the one file named, sorted by name.
+    """Every file of a folder, an S3 prefix, or the one file named, sorted by name. Links are followed, once.
 
     Raises:
-        Fatal: there is nothing at `source`.
+        Fatal: there is nothing at `source`, or it cannot be reached.
     """
-    path = Path(source).expanduser()
-    if "://" not in source and not path.exists():
-        raise Fatal(f"no folder or file at {source}; check the path")
-    if "://" not in source and path.is_file():
+    if _is_remote(source):
+        store = open_store(source)
+        store.check(writable=False)
+        return [SourceFile(root=store.url, key=item.key, size_bytes=item.size_bytes) for item in store.list()]
+    path = Path(source).expanduser().absolute()
+    if path.is_file():
         return [SourceFile(root=str(path.parent), key=path.name, size_bytes=path.stat().st_size)]
-    store = open_store(source)
-    store.check()
-    return [SourceFile(root=store.url, key=item.key, size_bytes=item.size_bytes) for item in store.list()]
+    if not path.is_dir():
+        raise Fatal(f"no folder or file at {source}; check the path")
+    found = (SourceFile(root=str(path), key=str(p.relative_to(path)), size_bytes=_size_bytes(p)) for p in _walk(path))
+    return sorted(found, key=lambda file: file.key)
 
 
 def read_file(root: str, key: str) -> bytes:
-    """The bytes of one file of a source."""
-    return open_store(root).read(key)
+    """The bytes of one file of a source. Raises `Refused` where a local file cannot be opened."""
+    return open_store(root).read(key) if _is_remote(root) else _read_local(root, key, -1)
 
 
 def is_nifti(file: SourceFile) -> bool:
@@ -85,20 +89,22 @@ def read_headers(files: Sequence[SourceFile]) -> tuple[list[Instance], list[BadF
     instances: list[Instance] = []
     bad: list[BadFile] = []
     for file in files:
-        store = open_store(file.root)
-        head = store.read_range(file.key, 0, min(HEAD_BYTES, file.size_bytes)) if file.size_bytes else b""
-        if not looks_like_dicom(head) and not file.key.lower().endswith(_DICOM_SUFFIXES):
-            continue
         try:
+            head = _read_head(file)
+            if not looks_like_dicom(head) and not file.key.lower().endswith(_DICOM_SUFFIXES):
+                continue
             instance = read_instance(head, root=file.root, key=file.key, size_bytes=file.size_bytes)
             if instance is None:
-                whole = store.read(file.key)
+                whole = read_file(file.root, file.key)
                 instance = read_instance(whole, root=file.root, key=file.key, size_bytes=len(whole))
             assert instance is not None, "the whole file was given"
             if not (instance.sop_class or instance.modality):
                 raise NotDicomError("it names neither SOP class nor modality")
         except NotDicomError as error:
             refusal = Refused(Reason.UNREADABLE, f"a file that should be DICOM cannot be read: {error}")
+            bad.append(BadFile(file=file, refusal=refusal))
+            continue
+        except Refused as refusal:
             bad.append(BadFile(file=file, refusal=refusal))
             continue
         if instance.sop_class != MEDIA_DIRECTORY_STORAGE:
@@ -237,6 +243,44 @@ def _unzip(data: bytes, max_bytes: int) -> dict[str, bytes]:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise Fatal(f"the zip file cannot be read ({type(error).__name__}); send a plain, unencrypted zip") from error
     return members
+
+
+def _is_remote(source: str) -> bool:
+    return "://" in source
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a local folder, whatever their names; each folder once, though links make a ring."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(parent)
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
+        yield from (Path(parent, name) for name in names)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nothing; reading it says so
+        return 0
+
+
+def _read_head(file: SourceFile) -> bytes:
+    if not _is_remote(file.root):
+        return _read_local(file.root, file.key, HEAD_BYTES)
+    length = min(HEAD_BYTES, file.size_bytes)
+    return open_store(file.root).read_range(file.key, 0, length) if length else b""
+
+
+def _read_local(root: str, key: str, length: int) -> bytes:
+    try:
+        with Path(root, key).open("rb") as file:
+            return file.read(length)
+    except OSError as error:
+        raise Refused(Reason.UNREADABLE, f"a file cannot be opened ({error.strerror})") from error
 
 
 def _split(file: SourceFile) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import errno
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 from pyarrow import fs
 
-from tomoray.bucket import Bucket, first_line
+from tomoray.bucket import Bucket, other_trouble
 from tomoray.errors import Fatal, TomoRayError, Usage
+
+_PART = 16 * 2**20  # larger objects go to S3 in parts of this size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +64,14 @@ class Store:
             return bytes(obstore.get(self._place.reader, self._path(key)).bytes())
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, or fewer where the object ends. Raises `FileNotFoundError`."""
+        """`length` bytes from `start`, which lies in the object; fewer where it ends. Raises `FileNotFoundError`."""
         with self._translated(key):
             return bytes(obstore.get_range(self._place.reader, self._path(key), start=start, length=length))
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object in one step: readers see the old bytes or the new ones, never a part."""
         with self._translated(key):
-            obstore.put(self._place.writer, self._path(key), data)
+            obstore.put(self._place.writer, self._path(key), data, chunk_size=_PART)
 
     def write_new(self, key: str, data: bytes) -> bool:
         """Put an object only where there is none; False where there is one. One of many writers wins."""
@@ -111,12 +113,10 @@ class Store:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; absent ones are no error."""
-        for key in keys:
-            try:
-                with self._translated(key):
-                    obstore.delete(self._place.reader, self._path(key))
-            except FileNotFoundError:
-                continue
+        paths = [self._path(key) for key in keys]
+        if paths:
+            with self._translated(""):
+                self._place.delete(paths)
 
     def check(self, *, writable: bool = True) -> None:
         """Raise `Fatal` in one line, within about ten seconds, where this place cannot be used.
@@ -192,6 +192,7 @@ class _Place(Protocol):
     def reader(self) -> LocalStore | S3Store: ...
     @property
     def writer(self) -> LocalStore | S3Store: ...
+    def delete(self, paths: list[str]) -> None: ...
     def check(self, path: str, *, writable: bool) -> None: ...
     def kvstore(self, path: str) -> dict[str, Any]: ...
     def arrow(self, path: str) -> tuple[fs.FileSystem, str]: ...
@@ -219,6 +220,11 @@ class _Folder:
         self._root.mkdir(parents=True, exist_ok=True)
         return LocalStore(self._root, automatic_cleanup=True)
 
+    def delete(self, paths: list[str]) -> None:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                obstore.delete(self.reader, path)
+
     def check(self, path: str, *, writable: bool) -> None:
         folder = self._root / path
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
@@ -234,5 +240,6 @@ class _Folder:
         return fs.LocalFileSystem(), str(self._root / path)
 
     def translate(self, url: str, error: Exception) -> TomoRayError:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        return Fatal(f"{url}: {cause}; choose a folder that can be used, or free space there")
+        if isinstance(error, OSError) and error.strerror:
+            return Fatal(f"{url}: {error.strerror}; choose a folder that can be used, or free space there")
+        return other_trouble(url, error)

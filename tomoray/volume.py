@@ -13,6 +13,8 @@ from tomoray.geometry import Geometry
 
 LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # a folder's name in every store
 
+AIR_HU = -1024  # what no scanner measures below; stands where nothing was scanned
+
 Image = npt.NDArray[np.int16]
 Mask = npt.NDArray[np.uint8]
 

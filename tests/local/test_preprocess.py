@@ -122,3 +122,15 @@ def test_nothing_to_read_is_one_line_and_leaves_nothing_behind(tmp_path, content
         preprocess.run(config_of(source, tmp_path / "archive"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "archive").exists()
+
+
+def test_a_scan_that_was_deleted_is_stored_again(cohort, tmp_path):
+    preprocess.run(config_of(cohort, tmp_path / "archive"))
+    before = bytes_of(tmp_path / "archive")
+    archive = Archive.open(str(tmp_path / "archive"))
+    archive.delete_scan(archive.scan_ids()[0])
+
+    result = preprocess.run(config_of(cohort, tmp_path / "archive"))
+
+    assert (result["stored"], result["skipped"]) == (1, 2)
+    assert bytes_of(tmp_path / "archive") == before

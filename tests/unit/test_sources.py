@@ -114,3 +114,17 @@ def test_zip_of_a_broken_series_is_refused_with_its_reason(make_series):
 def test_missing_source_is_one_clear_line():
     with pytest.raises(Fatal, match="no folder or file at /no/such/place"):
         list_source("/no/such/place")
+
+
+def test_any_file_name_is_listed_and_links_in_a_ring_end(make_series, tmp_path):
+    series = make_series(3)
+    series.instances()
+    for name, data in zip(["a#1", "b\x01.dcm", "c d [1]?.ima"], series.files.values(), strict=True):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "ring").symlink_to(tmp_path)
+    (tmp_path / "nowhere.dcm").symlink_to(tmp_path / "gone")
+
+    instances, bad = read_headers(list_source(str(tmp_path)))
+
+    assert len(instances) == 3
+    assert [str(entry.refusal) for entry in bad] == ["unreadable: a file cannot be opened (No such file or directory)"]

@@ -1,0 +1,107 @@
+import pickle
+
+import pytest
+
+from tomoray.errors import Fatal, Usage
+from tomoray.storage import ObjectInfo, open_store
+
+
+def test_reads_back_what_was_written_whole_and_in_part(tmp_path):
+    store = open_store(f"{tmp_path}/new/place")
+    store.write("a/b", b"12345")
+    assert store.read("a/b") == b"12345"
+    assert store.read_range("a/b", 1, 2) == b"23"
+    assert (tmp_path / "new" / "place" / "a" / "b").read_bytes() == b"12345"
+
+
+def test_lists_below_a_folder_and_never_a_neighbour_with_the_same_beginning(tmp_path):
+    store = open_store(str(tmp_path))
+    for key in ("scan/b", "scan/a/c", "scan2/d", "e"):
+        store.write(key, b"1")
+    assert store.list("scan") == [ObjectInfo(key="scan/a/c", size_bytes=1), ObjectInfo(key="scan/b", size_bytes=1)]
+    assert store.folders() == ["scan", "scan2"]
+    assert [info.key for info in store.child("scan").list()] == ["a/c", "b"]
+
+
+def test_a_place_that_does_not_exist_is_empty_and_is_not_made_by_looking(tmp_path):
+    store = open_store(f"{tmp_path}/absent")
+    store.check()
+    assert store.list() == []
+    assert store.folders() == []
+    assert not store.exists("a")
+    with pytest.raises(FileNotFoundError, match="no object a"):
+        store.read("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_first_writer_of_a_new_object_wins(tmp_path):
+    store = open_store(str(tmp_path))
+    assert store.write_new("a", b"first")
+    assert not store.write_new("a", b"second")
+    assert store.read("a") == b"first"
+
+
+def test_a_write_leaves_no_other_file(tmp_path):
+    store = open_store(str(tmp_path))
+    store.write("a", b"old")
+    store.write("a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_deletes_objects_and_their_empty_folders_and_forgives_absent_ones(tmp_path):
+    store = open_store(str(tmp_path))
+    store.write("a/b/c", b"1")
+    store.write("d", b"1")
+    store.delete(["a/b/c", "never/was"])
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("url", ["/data/ct", "s3://bucket/ct"])
+def test_pickles_as_its_url_without_credentials(url, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    store = open_store(url).child("scans")
+    store.tensorstore_kvstore()
+    pickled = pickle.dumps(store)
+    assert pickle.loads(pickled).url == f"{url}/scans"
+    assert b"very-secret" not in pickled
+
+
+def test_understands_home_file_urls_and_relative_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert open_store("~/ct").url == f"{tmp_path}/ct"
+    assert open_store("ct/../mr").url == f"{tmp_path}/mr"
+    assert open_store(f"file://{tmp_path}/a%20b").url == f"{tmp_path}/a b"
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://", "s3:///x", ""])
+def test_refuses_urls_it_cannot_store_at(url):
+    with pytest.raises(Usage, match="s3://bucket/prefix"):
+        open_store(url)
+
+
+def test_an_unreachable_bucket_is_one_line_that_names_the_endpoint(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(Fatal) as caught:
+        open_store("s3://nope/x").check()
+    assert str(caught.value) == (
+        "s3://nope/x: cannot reach the bucket at http://127.0.0.1:1 (connection refused); "
+        "check AWS_ENDPOINT_URL and the bucket's name"
+    )
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for action in (lambda s: s.check(), lambda s: s.write("a", b"")):
+        with pytest.raises(Fatal, match=r"(?i)not a (folder|directory); choose a folder") as caught:
+            action(open_store(f"{tmp_path}/file/ct"))
+        assert "\n" not in str(caught.value)
+
+
+def test_arrow_sees_the_same_objects(tmp_path):
+    store = open_store(str(tmp_path)).child("run")
+    filesystem, path = store.arrow_filesystem()
+    filesystem.create_dir(path)
+    with filesystem.open_output_stream(f"{path}/checkpoint") as stream:
+        stream.write(b"weights")
+    assert store.read("checkpoint") == b"weights"
