@@ -50,11 +50,11 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     open_store(config.archive).check()
     files = [file for source in config.sources for file in list_source(source)]
     if not files:
-        raise Fatal(f"no files in {', '.join(config.sources)}; name a folder that holds DICOM or NIfTI")
+        raise Fatal(f"no file in {', '.join(config.sources)}; name a folder that holds DICOM or NIfTI")
     items, n_ignored = _find_items(config, files)
     if not items:
         raise Fatal(
-            f"none of {len(files)} files in {', '.join(config.sources)} is DICOM or NIfTI; "
+            f"found no DICOM or NIfTI in {', '.join(config.sources)} (other files: {len(files)}); "
             "DICOM starts with DICM after 128 bytes, NIfTI ends in .nii or .nii.gz"
         )
     archive = Archive.create(config.archive, config.layout)

@@ -1,0 +1,292 @@
+"""Archive -> run: Ray Train, one process a worker, patches straight from the archive.
+
+Each worker sees other patches; gradients are averaged (NCCL on GPUs, gloo on CPUs). Checkpoints go through Ray Train
+to the run's folder, on a path or S3. Run again, the same command goes on where the last checkpoint was written.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from monai.losses.dice import DiceCELoss
+from ray import train
+from ray.train import torch as train_torch
+from torch import distributed, nn
+
+from jobs.main import main
+from tomoray.archive import Archive
+from tomoray.catalog import Catalog, split_by_patient
+from tomoray.config import TrainConfig
+from tomoray.errors import Fatal, TomoRayError, Usage
+from tomoray.metrics import dice
+from tomoray.networks import build_network
+from tomoray.patches import PatchStream, require_labels
+from tomoray.predict import Segmenter
+from tomoray.progress import Advance, track
+from tomoray.runs import CHECKPOINTS, MODEL, STATE, Run, begin_run, checkpoint_name, finish_run, open_run
+from tomoray.storage import open_store
+
+MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
+_SHOW_EVERY_S = 0.5
+_GRADIENT_NORM = 5.0
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train, or go on training, or say that it is done.
+
+    Returns:
+        `run`, `archive`, `steps`, `first_step` (where this command began), `already_done`, `metrics` (`loss`,
+        `validation_dice` per label, `seconds`, `seconds_waiting` for data, of this command), `model_sha256`, `scans`
+        and `patients` per part.
+
+    Raises:
+        Usage: no archive or run named, or the run's folder holds another config.
+        Fatal: the archive has too few patients, lacks a label, or training failed.
+    """
+    if config.archive is None or config.out is None:
+        raise Usage("train wants an archive and a folder for the run: tomoray train … --archive ARCHIVE --out RUN")
+    archive, store = Archive.open(config.archive), open_store(config.out)
+    store.check()
+    config = config.model_copy(update={"archive": archive.url, "out": store.url, "gpu": _use_gpu(config)})
+    rows = [row for row in Catalog(archive.store).rows() if row["status"] == "stored"]
+    if not rows:
+        raise Fatal(f"archive {archive.url} holds no scan; fill it with: tomoray preprocess SOURCE {archive.url}")
+    split = split_by_patient(sorted({row["patient_id"] for row in rows}), config.split)
+    split, finished = begin_run(store, config, split)
+    scans = {
+        part: sorted(row["scan_id"] for row in rows if row["patient_id"] in patients)
+        for part, patients in (("train", split.train), ("validation", split.validation), ("test", split.test))
+    }
+    if finished:
+        return _result(open_run(store.url), scans, {"first_step": config.steps, "already_done": True})
+    used = {*scans["train"], *scans["validation"]}
+    require_labels({row["scan_id"]: row["labels"] for row in rows if row["scan_id"] in used}, config.labels)
+    metrics = _fit(config, scans["train"], scans["validation"])
+    first_step = metrics.pop("first_step")
+    return _result(
+        finish_run(store, config, split, metrics), scans, {"first_step": first_step, "already_done": False}
+    )
+
+
+def _fit(config: TrainConfig, train_scans: Sequence[str], validation_scans: Sequence[str]) -> dict[str, Any]:
+    """Run the workers to the end; the metrics that rank 0 returned."""
+    _check_capacity(config)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    filesystem, path = open_store(str(config.out)).arrow_filesystem()
+    board = _Board.remote()
+    trainer = train_torch.TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "train": list(train_scans),
+            "validation": list(validation_scans),
+            "board": board,
+        },
+        torch_config=train_torch.TorchConfig(backend="nccl" if config.gpu else "gloo"),
+        scaling_config=train.ScalingConfig(num_workers=config.workers, use_gpu=bool(config.gpu)),
+        run_config=train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            logging_config=train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with track("train", config.steps) as advance, _follow(board, advance):
+            found = trainer.fit().return_value
+    except train.TrainingFailedError as error:
+        raise _cause(error) from error
+    if "fatal" in found:
+        raise Fatal(found["fatal"])
+    return dict(found)
+
+
+def _work(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What each worker does: train from the last checkpoint to `config.steps`, then validate its share of scans."""
+    config = TrainConfig.model_validate(job["config"])
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    network = build_network(config.network, out_channels=len(config.labels) + 1)
+    model = train_torch.prepare_model(network)
+    device = next(network.parameters()).device
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
+    first_step = _load_checkpoint(network, optimizer, device)
+    archive = Archive.open(str(config.archive))
+    stream = PatchStream(
+        archive, job["train"], config, rank=rank, world_size=world_size, start_step=first_step
+    )
+    objective = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    started, shown, waited_s, loss_value = time.perf_counter(), 0.0, 0.0, math.nan
+    for step, batch in zip(range(first_step, config.steps), stream, strict=False):
+        waited_s += batch.waited_s
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - step / config.steps) ** 0.9
+        loss = objective(model(batch.image.to(device)), batch.classes.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
+        if not torch.isfinite(norm):  # the gradient is averaged, so that every worker sees this at the same step
+            return {"fatal": f"the loss is no number at step {step}; lower learning_rate ({config.learning_rate})"}
+        optimizer.step()
+        loss_value = float(loss.detach())
+        done = step + 1
+        if rank == 0 and (time.perf_counter() - shown > _SHOW_EVERY_S or done == config.steps):
+            job["board"].post.remote({"step": done, "loss": loss_value})
+            shown = time.perf_counter()
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            _save_checkpoint(network, optimizer, done, {"step": done, "loss": loss_value}, rank)
+    seconds = time.perf_counter() - started
+    return {
+        "first_step": first_step,
+        "loss": loss_value,
+        "seconds": round(seconds, 3),
+        "seconds_waiting": round(waited_s, 3),
+        "validation_dice": _validate(network, config, archive, job["validation"], rank, world_size, device),
+    }
+
+
+def _load_checkpoint(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Restore the last checkpoint, if any; the step to begin at."""
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        network.load_state_dict(torch.load(Path(folder, MODEL), map_location=device, weights_only=True))
+        state = torch.load(Path(folder, STATE), map_location=device, weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _save_checkpoint(
+    network: nn.Module, optimizer: torch.optim.Optimizer, step: int, metrics: dict[str, Any], rank: int
+) -> None:
+    """Hand a checkpoint to Ray Train; every rank takes part, rank 0 writes."""
+    with tempfile.TemporaryDirectory(prefix="tomoray-") as folder:
+        if rank == 0:
+            torch.save(network.state_dict(), Path(folder, MODEL))
+            torch.save({"optimizer": optimizer.state_dict(), "step": step}, Path(folder, STATE))
+        checkpoint = train.Checkpoint.from_directory(folder) if rank == 0 else None
+        train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step))
+
+
+def _validate(
+    network: nn.Module,
+    config: TrainConfig,
+    archive: Archive,
+    scan_ids: Sequence[str],
+    rank: int,
+    world_size: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Mean Dice per label over the validation scans; each worker segments its share."""
+    for buffer in network.buffers():
+        if world_size > 1:  # running statistics differ by one batch
+            distributed.broadcast(buffer, 0)
+    segmenter = Segmenter(network, config, device)
+    mine: list[dict[str, float]] = []
+    for scan_id in scan_ids[rank::world_size]:
+        scan = archive.scan(scan_id)
+        masks = segmenter.segment(scan.image().read().result(), scan.geometry)
+        mine.append({name: dice(masks[name], scan.label(name).read().result()) for name in config.labels})
+    shares: list[Any] = [mine]
+    if world_size > 1:
+        shares = [None] * world_size
+        distributed.all_gather_object(shares, mine)
+    scores = [score for share in shares for score in share]
+    return {name: sum(score[name] for score in scores) / len(scores) for name in config.labels} if scores else {}
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where rank 0 leaves a note on how far it is, and the driver reads it."""
+
+    def __init__(self) -> None:
+        self._note: dict[str, Any] = {}
+
+    def post(self, note: dict[str, Any]) -> None:
+        self._note = note
+
+    def read(self) -> dict[str, Any]:
+        return self._note
+
+
+@contextmanager
+def _follow(board: Any, advance: Advance) -> Iterator[None]:
+    """Move the progress bar as notes come, in a thread: `fit` holds the main one."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        while True:
+            last = ended.wait(_SHOW_EVERY_S)
+            note = ray.get(board.read.remote())
+            if note:
+                advance(note["step"] - shown, f"loss {note['loss']:.3f}")
+                shown = note["step"]
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _use_gpu(config: TrainConfig) -> bool:
+    if config.gpu is not None:
+        return config.gpu
+    return bool(ray.cluster_resources().get("GPU", 0) >= config.workers)
+
+
+def _check_capacity(config: TrainConfig) -> None:
+    """Refuse what this machine can never place. A cluster of several nodes, or a bare head, may still grow."""
+    kind = "GPU" if config.gpu else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
+    if len(ray.nodes()) == 1 and ray.cluster_resources().get("CPU", 0) and there < config.workers:
+        raise Usage(f"{config.workers} workers want a {kind} each and this machine's Ray has {there:g}; lower workers")
+
+
+def _cause(error: train.TrainingFailedError) -> Exception:
+    """The first worker's own error if we raised it on purpose, else one line about it."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+    for cause in causes:
+        if isinstance(cause, TomoRayError):
+            return cause
+    line = " ".join(str(causes[0]).split())[:300]
+    return Fatal(f"training failed after {MAX_FAILURES} restarts: {type(causes[0]).__name__}: {line}")
+
+
+def _result(run: Run, scans: Mapping[str, Sequence[str]], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run": run.store.url,
+        "archive": run.config.archive,
+        "steps": run.steps,
+        **facts,
+        "metrics": dict(run.metrics),
+        "model_sha256": run.model_sha256,
+        "scans": {part: len(ids) for part, ids in scans.items()},
+        "patients": {part: len(patients) for part, patients in asdict(run.split).items()},
+    }
+
+
+if __name__ == "__main__":
+    main(run, TrainConfig)

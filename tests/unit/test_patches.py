@@ -1,0 +1,132 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from tomoray.archive import Archive
+from tomoray.config import Layout, TrainConfig
+from tomoray.errors import Fatal
+from tomoray.geometry import Geometry, from_canonical, to_canonical
+from tomoray.patches import PatchStream, Sample, require_labels
+from tomoray.transforms import AIR_HU, linear_taps, resample, scale_hu, target_grid
+from tomoray.volume import ScanInfo, ScanUids, Volume
+
+TURNED = np.array([[0, 0, -1.5, 0], [1.0, 0, 0, 0], [0, -2.0, 0, 0], [0, 0, 0, 1]])  # x -> P, y -> I, z -> R
+
+
+def volume(scan_id, geometry, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(-1000, 400, geometry.shape_zyx).astype(np.int16)
+    lungs = np.zeros(geometry.shape_zyx, np.uint8)
+    lungs[4:20, 4:20, 4:20] = 1
+    nodules = np.zeros_like(lungs)
+    nodules[8:11, 9:12, 16:24] = 1
+    uids = ScanUids(study="2.25.1", series="2.25.2", frame_of_reference="2.25.3", instances=("2.25.4",))
+    info = ScanInfo(
+        scan_id=scan_id,
+        series_id=f"series-{scan_id}",
+        patient_id=f"patient-{scan_id}",
+        source_uri="memory",
+        n_instances=1,
+        instances_sha256="0" * 64,
+        input_sha256="0" * 64,
+        uids=uids,
+    )
+    return Volume(image_zyx=image, geometry=geometry, info=info, labels={"lungs": lungs, "nodules": nodules})
+
+
+def config(**changes):
+    return TrainConfig.model_validate({"labels": ["lungs", "nodules"], "patch_zyx": (16, 16, 16), **changes})
+
+
+@pytest.fixture
+def archive(tmp_path):
+    layout = Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=1)
+    archive = Archive.create(str(tmp_path / "archive"), layout)
+    archive.write_scan(volume("a", Geometry.from_matrix((24, 30, 36), np.diag([1.0, 1.0, 1.5, 1]))))
+    archive.write_scan(volume("b", Geometry.from_matrix((24, 30, 36), TURNED), seed=1))
+    return archive
+
+
+def images(stream, steps):
+    return [batch.image for batch in islice(stream, steps)]
+
+
+def test_order_of_samples_does_not_depend_on_the_number_of_workers(archive):
+    alone = PatchStream(archive, ["a", "b"], config(batch_size=4))
+    pair = [PatchStream(archive, ["a", "b"], config(batch_size=2), rank=r, world_size=2) for r in (0, 1)]
+    together = zip(images(pair[0], 3), images(pair[1], 3), strict=True)
+    assert torch.equal(torch.cat(images(alone, 3)), torch.cat([patch for step in together for patch in step]))
+
+
+def test_resuming_at_a_step_goes_on_with_the_same_patches(archive):
+    whole = images(PatchStream(archive, ["a", "b"], config()), 5)
+    rest = images(PatchStream(archive, ["a", "b"], config(), start_step=3), 2)
+    assert torch.equal(torch.stack(whole[3:]), torch.stack(rest))
+
+
+def test_another_seed_gives_other_patches(archive):
+    one, two = (PatchStream(archive, ["a", "b"], config(seed=seed)).sample(0) for seed in (0, 1))
+    assert one != two
+
+
+@pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0), (1.2, 0.9, 0.7)])
+@pytest.mark.parametrize("scan_id", ["a", "b"])
+def test_patch_is_a_crop_of_the_grid_that_prediction_sees(archive, scan_id, spacing):
+    scan = archive.scan(scan_id)
+    canonical = torch.from_numpy(to_canonical(scan.read().image_zyx, scan.geometry).astype(np.float32))
+    grid = target_grid(scan.geometry, spacing)
+    taps = [linear_taps(-3, 20, *axis) for axis in zip(grid.step_zyx, grid.stored_shape_zyx, strict=True)]
+    window = canonical[tuple(slice(tap.start, tap.stop) for tap in taps)]
+    wanted = scale_hu(resample(window - AIR_HU, taps) + AIR_HU, (-1000, 400))[1:17, 2:18, 3:19]
+    sample = Sample(scan_id=scan_id, corner_zyx=(-2, -1, 0), flips=(False, False, False))
+    image, _ = PatchStream(archive, ["a", "b"], config(spacing_zyx_mm=spacing)).cut(sample)
+    torch.testing.assert_close(image, wanted)
+
+
+def test_storage_order_does_not_change_a_patch(archive):
+    original = archive.scan("a").read()
+    turned = Geometry.from_matrix((36, 24, 30), TURNED / np.array([1.0, 4 / 3, 1.5, 1]))
+    labels = {name: np.ascontiguousarray(from_canonical(mask, turned)) for name, mask in original.labels.items()}
+    image = np.ascontiguousarray(from_canonical(original.image_zyx, turned))
+    info = volume("c", turned).info
+    archive.write_scan(Volume(image_zyx=image, geometry=turned, info=info, labels=labels))
+    stream = PatchStream(archive, ["a", "c"], config(spacing_zyx_mm=(2, 2, 2)))
+    one, two = (stream.cut(Sample(scan_id=s, corner_zyx=(1, 2, 3), flips=(True, False, True))) for s in ("a", "c"))
+    torch.testing.assert_close(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert one[1].any()
+
+
+def test_foreground_patches_hold_their_label_at_the_centre_of_each_label_evenly(archive):
+    stream = PatchStream(archive, ["a", "b"], config(foreground_fraction=1, mirror=False, spacing_zyx_mm=(1, 1, 1)))
+    centres = [int(stream.cut(stream.sample(i))[1][8, 8, 8]) for i in range(60)]
+    assert min(centres) > 0
+    assert 15 < sum(centre == 2 for centre in centres) < 45
+
+
+def test_patches_stay_inside_where_the_scan_is_large_enough(archive):
+    stream = PatchStream(archive, ["a"], config(foreground_fraction=0))
+    corners = np.array([stream.sample(i).corner_zyx for i in range(200)])
+    assert corners.min() == 0
+    assert corners.max(axis=0).tolist() == [8, 14, 20]
+
+
+def test_where_masks_overlap_the_later_label_wins(archive):
+    whole = Sample(scan_id="a", corner_zyx=(4, 4, 16), flips=(False, False, False))
+    classes = PatchStream(archive, ["a"], config()).cut(whole)[1]
+    other = PatchStream(archive, ["a"], config(labels=["nodules", "lungs"])).cut(whole)[1]
+    assert (int(classes[5, 6, 1]), int(other[5, 6, 1]), int(other[5, 6, 6])) == (2, 2, 1)
+    assert (int(classes[0, 0, 0]), int(other[0, 0, 0])) == (1, 2)
+
+
+def test_outside_the_scan_is_air_and_background(archive):
+    outside = Sample(scan_id="a", corner_zyx=(-40, 0, 0), flips=(False, False, False))
+    image, classes = PatchStream(archive, ["a"], config()).cut(outside)
+    assert (float(image.max()), int(classes.max())) == (0, 0)
+
+
+def test_scan_without_a_wanted_label_is_named_before_training():
+    with pytest.raises(Fatal, match=r"scan b has no label 'nodules' \(it has: lungs\)"):
+        require_labels({"a": ["lungs", "nodules"], "b": ["lungs"]}, ["lungs", "nodules"])

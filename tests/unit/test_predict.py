@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import nn
+
+from tomoray.config import TrainConfig
+from tomoray.geometry import Geometry, from_canonical
+from tomoray.metrics import dice
+from tomoray.networks import build_network
+from tomoray.predict import Segmenter, window_starts
+
+DIAGONAL = np.diag([1.0, 1.0, 1.0, 1.0])
+TILTED_ORDER = np.array([[0, 0, -1.0, 0], [1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])  # x -> P, y -> I, z -> R
+
+
+class Threshold(nn.Module):
+    """Class 1 above 500 HU, class 2 above 900."""
+
+    def __init__(self, sharpness=100):
+        super().__init__()
+        self.sharpness = sharpness
+
+    def forward(self, image):
+        return torch.cat([0.5 - image, (image - 0.5) * (image < 0.9), (image - 0.9) * 100], dim=1) * self.sharpness
+
+
+def config(**changes):
+    values = {"labels": ["lungs", "nodules"], "patch_zyx": (16, 16, 16), "hu_window": (0, 1001), **changes}
+    return TrainConfig.model_validate(values)
+
+
+def blobs(*shape):
+    noise = gaussian_filter(np.random.default_rng(1).normal(size=shape), 4)
+    return (500 + 400 * noise / np.abs(noise).max()).astype(np.int16)
+
+
+@pytest.mark.parametrize("shape", [(21, 40, 33), (5, 50, 17)])
+@pytest.mark.parametrize("matrix", [DIAGONAL, TILTED_ORDER])
+def test_masks_lie_on_the_scans_own_grid_in_any_orientation(shape, matrix):
+    image = blobs(*shape)
+    image[2:5, 3:6, 4:8] = 1000
+    masks = Segmenter(Threshold(), config()).segment(image, Geometry.from_matrix(shape, matrix))
+    np.testing.assert_array_equal(masks["lungs"], ((image > 500) & (image <= 900)).astype(np.uint8))
+    np.testing.assert_array_equal(masks["nodules"], (image > 900).astype(np.uint8))
+
+
+def test_a_label_that_contains_another_holds_its_voxels():
+    image = blobs(20, 20, 20)
+    image[5:9, 5:9, 5:9] = 1000
+    segmenter = Segmenter(Threshold(), config(contains={"lungs": ["nodules"]}))
+    masks = segmenter.segment(image, Geometry.from_matrix(image.shape, DIAGONAL))
+    np.testing.assert_array_equal(masks["lungs"], (image > 500).astype(np.uint8))
+
+
+@pytest.mark.parametrize("spacing", [(2, 2, 2), (1, 1, 1), (0.7, 1.5, 0.9)])
+def test_another_network_grid_comes_back_without_a_shift(spacing):
+    z, y, x = np.indices((40, 60, 70))
+    image = (1000 * (((z - 18) / 12) ** 2 + ((y - 31) / 20) ** 2 + ((x - 33) / 20) ** 2 < 1)).astype(np.int16)
+    geometry = Geometry.from_matrix(image.shape, np.diag([0.8, 0.8, 1.3, 1]))
+    masks = Segmenter(Threshold(sharpness=4), config(spacing_zyx_mm=spacing)).segment(image, geometry)
+    found = masks["lungs"] | masks["nodules"]
+    assert dice(found, (image > 0).astype(np.uint8)) > 0.96
+    np.testing.assert_allclose(np.argwhere(found).mean(axis=0), np.argwhere(image > 0).mean(axis=0), atol=0.1)
+
+
+def test_slab_by_slab_equals_blending_the_whole_scan_at_once():
+    torch.manual_seed(0)
+    wanted = config(network={"channels": [4, 8]}, overlap=0.5)
+    segmenter = Segmenter(build_network(wanted.network, 3), wanted)
+    image = blobs(37, 20, 30)
+    scaled = torch.from_numpy(image.astype(np.float32) / 1001).clamp(0, 1)
+    sums, weights = torch.zeros(3, *image.shape), torch.zeros(image.shape)
+    with torch.inference_mode():
+        for z, y, x in [(z, y, x) for z in (0, 7, 14, 21) for y in (0, 4) for x in (0, 7, 14)]:
+            at = np.s_[z : z + 16, y : y + 16, x : x + 16]
+            sums[(slice(None), *at)] += segmenter._network(scaled[at][None, None]).softmax(1)[0] * segmenter._blend
+            weights[at] += segmenter._blend
+    masks = segmenter.segment(image, Geometry.from_matrix(image.shape, DIAGONAL))
+    classes = (sums / weights).argmax(0).numpy()
+    for number, name in enumerate(wanted.labels, start=1):
+        assert dice(masks[name], (classes == number).astype(np.uint8)) > 0.9999
+
+
+def test_orientation_of_storage_does_not_change_the_result():
+    torch.manual_seed(0)
+    wanted = config(network={"channels": [4, 8]}, spacing_zyx_mm=(1.5, 1.5, 1.5))
+    segmenter = Segmenter(build_network(wanted.network, 3), wanted)
+    image = blobs(24, 26, 28)
+    turned = Geometry.from_matrix((28, 24, 26), TILTED_ORDER)
+    plain = segmenter.segment(image, Geometry.from_matrix(image.shape, DIAGONAL))
+    other = segmenter.segment(np.ascontiguousarray(from_canonical(image, turned)), turned)
+    np.testing.assert_array_equal(other["lungs"], from_canonical(plain["lungs"], turned))
+
+
+@pytest.mark.parametrize(("size", "side", "overlap"), [(10, 16, 0.5), (16, 16, 0.5), (17, 16, 0.25), (100, 16, 0.25)])
+def test_windows_cover_every_voxel_and_stay_inside(size, side, overlap):
+    starts = window_starts(size, side, overlap)
+    covered = {voxel for start in starts for voxel in range(start, start + side)}
+    assert covered >= set(range(size))
+    assert starts == sorted(set(starts))
+    assert size <= side or starts[-1] == size - side

@@ -1,0 +1,203 @@
+"""The patch stream: windows of many scans read ahead, in an order that depends on the seed alone.
+
+Sample i of a run is a pure function of (seed, i), and rank r of n takes samples step * batch * n + r * batch + k.
+So the order does not depend on how fast anyone reads, and a run resumes anywhere by starting at that step.
+Only windows are read, never a scan; threads wait for them while TensorStore fetches and decodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tomoray.archive import Archive
+from tomoray.config import TrainConfig
+from tomoray.errors import Fatal
+from tomoray.geometry import Geometry, Zyx, to_canonical
+from tomoray.transforms import AIR_HU, Grid, Taps, linear_taps, nearest_taps, resample, scale_hu, target_grid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """What to cut for sample i.
+
+    Attributes:
+        scan_id: from which scan.
+        corner_zyx: the patch's first voxel on the scan's target grid (canonical orientation); may lie outside it.
+        flips: which axes to mirror.
+    """
+
+    scan_id: str
+    corner_zyx: Zyx
+    flips: tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Patches for one step of one worker.
+
+    Attributes:
+        image: float32 (batch, 1, z, y, x), HU scaled to 0..1.
+        classes: uint8 (batch, 1, z, y, x): 0 background, n for `config.labels[n - 1]`.
+        waited_s: how long the training loop stood still for it.
+    """
+
+    image: Tensor
+    classes: Tensor
+    waited_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OpenScan:
+    geometry: Geometry
+    grid: Grid
+    image: Any
+    labels: dict[str, Any]
+    foreground: dict[str, np.ndarray]  # canonical voxels (n, 3); labels with an empty mask are absent
+
+
+class PatchStream:
+    """Batches of one worker, from `start_step` on, without end.
+
+    Args:
+        archive: where scans are.
+        scan_ids: scans to draw from; each holds every label of the config (see `require_labels`).
+        config: labels, patch, spacing, seed.
+        rank: this worker.
+        world_size: workers.
+        start_step: the first step's number.
+        in_flight: batches being read ahead; bounds the memory.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        scan_ids: Sequence[str],
+        config: TrainConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        in_flight: int = 4,
+    ) -> None:
+        self._archive = archive
+        self._scan_ids = sorted(scan_ids)
+        self._config = config
+        self._rank, self._world_size = rank, world_size
+        self._start_step = start_step
+        self._in_flight = in_flight
+        self._open = lru_cache(maxsize=256)(self._open_scan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read ahead in threads that end with the iterator."""
+        with ThreadPoolExecutor(min(32, self._in_flight * self._config.batch_size), "patches") as pool:
+            waiting: deque[list[Future[tuple[Tensor, Tensor]]]] = deque()
+            step = self._start_step
+            try:
+                while True:
+                    while len(waiting) < self._in_flight:
+                        waiting.append([pool.submit(self._read, i) for i in self._indices(step)])
+                        step += 1
+                    since = time.perf_counter()
+                    patches = [future.result() for future in waiting.popleft()]
+                    waited_s = time.perf_counter() - since
+                    image, classes = (torch.stack(parts)[:, None] for parts in zip(*patches, strict=True))
+                    yield Batch(image=image, classes=classes, waited_s=waited_s)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def sample(self, i: int) -> Sample:
+        """What sample i of the run is, whoever cuts it."""
+        rng = np.random.Generator(np.random.Philox(key=[self._config.seed % 2**64, i]))
+        scan_id = self._scan_ids[rng.integers(len(self._scan_ids))]
+        scan = self._open(scan_id)
+        patch = np.array(self._config.patch_zyx)
+        on_foreground = rng.random() < self._config.foreground_fraction and scan.foreground
+        if on_foreground:
+            voxels = scan.foreground[sorted(scan.foreground)[rng.integers(len(scan.foreground))]]
+            centre = (voxels[rng.integers(len(voxels))] + 0.5) / scan.grid.step_zyx
+            corner = np.floor(centre).astype(int) - patch // 2
+        else:
+            spare = np.array(scan.grid.shape_zyx) - patch
+            corner = np.where(spare > 0, rng.integers(0, np.maximum(spare, 0) + 1), spare // 2)
+        flips = rng.random(3) < 0.5 if self._config.mirror else np.zeros(3, dtype=bool)
+        z, y, x = (int(v) for v in corner)
+        return Sample(scan_id=scan_id, corner_zyx=(z, y, x), flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])))
+
+    def cut(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """The patch: image float32 (z, y, x), 0..1, and classes uint8 (z, y, x). Outside the scan is air."""
+        scan, patch = self._open(sample.scan_id), self._config.patch_zyx
+        along = list(zip(sample.corner_zyx, patch, scan.grid.step_zyx, scan.grid.stored_shape_zyx, strict=True))
+        linear = [linear_taps(*axis) for axis in along]
+        nearest = [nearest_taps(*axis) for axis in along]
+        pending = {name: _read_window(store, scan.geometry, nearest) for name, store in scan.labels.items()}
+        pending[""] = _read_window(scan.image, scan.geometry, linear)
+        try:
+            windows = {name: _canonical_tensor(future.result(), scan.geometry) for name, future in pending.items()}
+        except ValueError as error:  # TensorStore's word for every trouble
+            raise self._archive.store.explain(error) from error
+        image = scale_hu(resample(windows[""].float() - AIR_HU, linear) + AIR_HU, self._config.hu_window)
+        classes = torch.zeros(patch, dtype=torch.uint8)
+        for number, name in enumerate(self._config.labels, start=1):
+            classes[resample(windows[name], nearest) > 0] = number
+        mirrored = [axis for axis, flip in enumerate(sample.flips) if flip]
+        return image.flip(mirrored), classes.flip(mirrored)
+
+    def _read(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.cut(self.sample(i))
+
+    def _indices(self, step: int) -> range:
+        batch = self._config.batch_size
+        first = (step * self._world_size + self._rank) * batch
+        return range(first, first + batch)
+
+    def _open_scan(self, scan_id: str) -> _OpenScan:
+        scan = self._archive.scan(scan_id)
+        order, flips = scan.geometry.canonical_axes()
+        foreground = {}
+        for name in self._config.labels:
+            voxels = scan.foreground_voxels_zyx(name)[:, order]
+            if len(voxels):
+                last = np.array(scan.geometry.shape_zyx)[list(order)] - 1
+                foreground[name] = np.where(flips, last - voxels, voxels)
+        return _OpenScan(
+            geometry=scan.geometry,
+            grid=target_grid(scan.geometry, self._config.spacing_zyx_mm),
+            image=scan.image(),
+            labels={name: scan.label(name) for name in self._config.labels},
+            foreground=foreground,
+        )
+
+
+def require_labels(labels_by_scan: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> None:
+    """Raise `Fatal` for the first scan that lacks a wanted label."""
+    for scan_id, found in sorted(labels_by_scan.items()):
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise Fatal(
+                f"scan {scan_id} has no label {missing[0]!r} (it has: {', '.join(found) or 'none'}); preprocess its "
+                f"masks too, or name other labels in the config"
+            )
+
+
+def _read_window(store: Any, geometry: Geometry, taps_zyx: Sequence[Taps]) -> Any:
+    """A TensorStore future of the stored window that `taps_zyx`, in canonical order, read."""
+    order, flips = geometry.canonical_axes()
+    window = [slice(0)] * 3
+    for axis, flip, taps in zip(order, flips, taps_zyx, strict=True):
+        size = geometry.shape_zyx[axis]
+        window[axis] = slice(size - taps.stop, size - taps.start) if flip else slice(taps.start, taps.stop)
+    return store[tuple(window)].read()
+
+
+def _canonical_tensor(window_zyx: np.ndarray, geometry: Geometry) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(to_canonical(window_zyx, geometry)))

@@ -1,0 +1,192 @@
+"""A run: what `tomoray train` leaves behind, on a path or S3.
+
+    RUN/
+      started.json              config and split, written first; the same command resumes, another is refused
+      checkpoints/step-…/       Ray Train's checkpoints: model.pt (weights), state.pt (optimizer and step)
+      run.json                  written last: the run is finished and this is its model
+      predictions/              masks by `tomoray predict`
+
+Objects are written whole; `run.json` is there only when all else is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+from tomoray import __version__
+from tomoray.catalog import Split
+from tomoray.config import TrainConfig, make_config
+from tomoray.errors import Fatal, Usage
+from tomoray.storage import Store, open_store
+
+STARTED, FINISHED, CHECKPOINTS = "started.json", "run.json", "checkpoints"
+MODEL, STATE = "model.pt", "state.pt"
+
+_MAY_CHANGE = {"out", "gpu", "checkpoint_every"}  # no effect on the model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        store: the run's folder.
+        config: what it was trained with; `config.archive` is the archive's full URL.
+        split: patients by part.
+        steps: steps trained.
+        metrics: final loss, validation Dice per label and so on.
+        model_key: key of the weights in `store`.
+        model_sha256: digest of the weights; names the model in predictions.
+    """
+
+    store: Store
+    config: TrainConfig
+    split: Split
+    steps: int
+    metrics: Mapping[str, Any]
+    model_key: str
+    model_sha256: str
+
+    def read_model(self) -> bytes:
+        """The weights' file. Raises `Fatal` where it is not the file that was trained."""
+        try:
+            data = self.store.read(self.model_key)
+        except FileNotFoundError as error:
+            raise Fatal(f"run {self.store.url} has lost its model {self.model_key}; train it again") from error
+        if hashlib.sha256(data).hexdigest() != self.model_sha256:
+            raise Fatal(f"the model {self.model_key} of run {self.store.url} was changed after training")
+        return data
+
+
+def open_run(url: str) -> Run:
+    """Open a finished run. Raises `Fatal` in one line where there is none."""
+    store = open_store(url)
+    store.check()
+    found = _read_json(store, FINISHED)
+    if found is None:
+        if store.exists(STARTED):
+            raise Fatal(f"{url} is not a finished run: run `tomoray train … --out {url}` again to resume it")
+        raise Fatal(f"{url} is not a run; make one with: tomoray train CONFIG --archive ARCHIVE --out {url}")
+    return Run(
+        store=store,
+        config=make_config(TrainConfig, found["config"], f"{url}/{FINISHED}"),
+        split=_split(found["split"]),
+        steps=found["steps"],
+        metrics=found["metrics"],
+        model_key=found["model_key"],
+        model_sha256=found["model_sha256"],
+    )
+
+
+def begin_run(store: Store, config: TrainConfig, split: Split) -> tuple[Split, bool]:
+    """Mark the run as started, or agree to resume the one that is there.
+
+    `steps` may grow: the run then goes on from its last checkpoint, with the learning rate of the new schedule.
+
+    Returns:
+        The split to use (that of the first start) and whether the run was finished already, for all its steps.
+
+    Raises:
+        Usage: the folder holds a run of another config; the fields that differ are named.
+    """
+    wanted = {"config": config.model_dump(mode="json"), "split": asdict(split)}
+    if store.write_new(STARTED, _dump(wanted)):
+        return split, False
+    found = _read_json(store, STARTED) or wanted
+    before = found["config"]
+    differ = [
+        name
+        for name, value in wanted["config"].items()
+        if name not in _MAY_CHANGE and value != before.get(name) and not (name == "steps" and value > before[name])
+    ]
+    if differ:
+        there, here = before, wanted["config"]
+        changes = ", ".join(f"{name} (there {there.get(name)!r}, wanted {here[name]!r})" for name in differ)
+        raise Usage(f"{store.url} holds a run with another config: {changes}; choose another --out")
+    if config.steps > before["steps"]:
+        store.delete([FINISHED])
+        store.write(STARTED, _dump({**found, "config": wanted["config"]}))
+    return _split(found["split"]), store.exists(FINISHED)
+
+
+def finish_run(store: Store, config: TrainConfig, split: Split, metrics: Mapping[str, Any]) -> Run:
+    """Write `run.json` for the checkpoint of the last step. Safe to repeat."""
+    model_key = f"{CHECKPOINTS}/{checkpoint_name(config.steps)}/{MODEL}"
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "split": asdict(split),
+        "steps": config.steps,
+        "metrics": dict(metrics),
+        "model_key": model_key,
+        "model_sha256": hashlib.sha256(store.read(model_key)).hexdigest(),
+        "code_version": __version__,
+        "environment": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "monai", "ray", "numpy", "tensorstore")},
+        },
+    }
+    store.write(FINISHED, _dump(facts))
+    return open_run(store.url)
+
+
+def select_scans(
+    run: Run, archive_url: str, rows: Iterable[Mapping[str, Any]], part: Literal["test", "validation", "train", "all"]
+) -> dict[str, str]:
+    """Which stored scans of an archive to take, with their patients, so that nobody is tested on training data.
+
+    An archive that is the run's own, or that shares a patient with it, gives the patients of `part` in the run's
+    split ("all": everyone). Any other archive is taken whole.
+
+    Args:
+        run: the run whose model is asked.
+        archive_url: the full URL of the archive.
+        rows: its catalog.
+        part: of the run's split.
+
+    Raises:
+        Fatal: that leaves no scan.
+    """
+    patients = {str(row["scan_id"]): str(row["patient_id"]) for row in rows if row["status"] == "stored"}
+    parts = asdict(run.split)
+    known = {patient for of_part in parts.values() for patient in of_part}
+    if part != "all" and (archive_url == run.config.archive or known & set(patients.values())):
+        chosen = {scan_id: patient for scan_id, patient in patients.items() if patient in parts[part]}
+    else:
+        chosen = patients
+    if not chosen:
+        raise Fatal(
+            f"archive {archive_url} has no scan of part {part!r} of run {run.store.url}; choose another --part, or "
+            f"train with a larger share in split"
+        )
+    return chosen
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def _split(parts: Mapping[str, Any]) -> Split:
+    return Split(**{name: tuple(patients) for name, patients in parts.items()})
+
+
+def _read_json(store: Store, key: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(store.read(key))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Fatal(f"{store.url}/{key} is not valid JSON; delete it to start the run anew") from error
+    if not isinstance(found, dict):
+        raise Fatal(f"{store.url}/{key} holds no mapping; delete it to start the run anew")
+    return found
+
+
+def _dump(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
