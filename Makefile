@@ -1,0 +1,56 @@
+# make            what there is
+# make demo       the whole way once, on a made-up cohort; the report is out/demo/report.html
+# make test       every test; what a missing system service would need is named
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# CUDA's libraries stay out of the lock: the platform's own torch says which of them it wants (docs/adr/0003-lock-file.md).
+CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format schemas lock clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+install: $(INSTALLED) ## make .venv from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Error: $(PYTHON) is not Python 3.11 or newer; say which one is: make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock torch
+	@touch $@
+
+demo: install ## the whole way: DICOM, archive, training, evaluation, serving, report
+	$(BIN)/tomoray demo --out out/demo --fresh
+
+test: install ## every test
+	$(BIN)/pytest
+
+lint: install ## ruff, mypy --strict on the library, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict tomoray
+	$(BIN)/lint-imports
+
+format: install ## let ruff put the code in order
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+schemas: install ## write the configs' JSON Schemas to docs/schemas
+	$(BIN)/tomoray schema --write docs/schemas
+
+lock: install ## write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		$(addprefix --no-emit-package ,$(CUDA)) --no-annotate --no-header --output-file requirements.lock
+
+clean: ## remove .venv, caches and out/
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,347 @@
+"""The command `tomoray`.
+
+A command turns its flags into a config of `tomoray.config` and runs `jobs.<name>.run(config)`, the entry point that
+`python -m jobs.<name> CONFIG.yaml` runs too. Modules that load torch or Ray are imported by name when their command
+runs, so that help and completion stay quick and `cluster` depends on no other application.
+
+Every command takes `--json` and `--debug`. They are handled once, in `main`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cluster import views
+from cluster.answers import DONE, FAILED, INTERRUPTED, Answer, explain, show, show_failure
+from tomoray import __version__
+from tomoray.config import (
+    Config,
+    ConfigT,
+    EvaluateConfig,
+    PhantomConfig,
+    PredictConfig,
+    PreprocessConfig,
+    ServeConfig,
+    TrainConfig,
+    load_config,
+    make_config,
+    read_recipe,
+    recipe_names,
+)
+from tomoray.errors import Usage
+
+app = typer.Typer(
+    name="tomoray",
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From raw CT DICOM to a trained model that answers DICOM SEG, on this machine or on a Ray cluster.",
+    epilog="The whole way once: [bold]tomoray demo[/bold]. Shell completion: tomoray --install-completion",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs and bars stay on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the workers print.")]
+Part = Literal["test", "validation", "train", "all"]
+ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="A path, or s3://bucket/prefix.")]
+RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    as_json, debug = "--json" in args, "--debug" in args
+    try:
+        answer = typer.main.get_command(app).main(args=args, prog_name="tomoray", standalone_mode=False)
+        if isinstance(answer, Answer):
+            show(answer, as_json=as_json)
+            return answer.exit_code
+        return answer if isinstance(answer, int) else DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as left:  # Ray Train's own answer to Ctrl-C
+        return INTERRUPTED if left.code else DONE
+    except BrokenPipeError:  # the reader of our stdout, `head` say, has gone
+        sys.stdout = None
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        failure = explain(error)
+        show_failure(failure, as_json=as_json)
+        return failure.exit_code
+
+
+@app.callback(invoke_without_command=True)
+def tomoray(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> Answer | None:
+    """From raw CT DICOM to a trained model that answers DICOM SEG, on this machine or on a Ray cluster."""
+    if version:
+        typer.echo(f"tomoray {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    return None
+
+
+@app.command()
+def phantom(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the DICOM files.")],
+    patients: Annotated[int | None, typer.Option(help="How many. [dim]Default: 10[/dim]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same bytes. [dim]Default: 0[/dim]")] = None,
+    matrix: Annotated[int | None, typer.Option(help="Rows and columns of a slice. [dim]Default: 256[/dim]")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Make a cohort of thorax CTs as DICOM, with lungs and nodules as DICOM SEG. Nobody's data.
+
+    [bold]Examples[/bold]
+
+    tomoray phantom cohort --patients 20 --seed 7
+    tomoray phantom tiny --patients 3 --matrix 96
+    """
+    config = _config(PhantomConfig, None, out=out, patients=patients, seed=seed, matrix=matrix)
+    result = _run("phantom", config, debug=debug)
+    return Answer(document=result, view=views.phantom(result, out))
+
+
+@app.command()
+def preprocess(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Folders, files or s3:// prefixes.")],
+    archive: ArchiveUrl,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="PreprocessConfig as YAML.")] = None,
+    in_flight: Annotated[int | None, typer.Option(help="Series at work at once.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a series was refused.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Read DICOM and NIfTI into an archive of OME-Zarr and a Parquet catalog.
+
+    A series that is not understood is refused with a reason, and the run goes on. A second run decodes nothing.
+
+    [bold]Examples[/bold]
+
+    tomoray preprocess cohort archive
+    tomoray preprocess s3://hospital/ct extra-nifti s3://research/archive --json
+    """
+    made = _config(PreprocessConfig, config, sources=sources, archive=archive, in_flight=in_flight)
+    result = _run("preprocess", made, debug=debug)
+    views.list_refusals(result)
+    failed = bool(result["failed"]) or (strict and result["refused"] > 0)
+    return Answer(document=result, view=views.preprocess(result, archive), exit_code=FAILED if failed else DONE)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RECIPE",
+            help="TrainConfig as YAML, or a name from `tomoray recipes`.",
+            autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
+        ),
+    ],
+    archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="RUN", help="Where checkpoints and metrics go.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train together.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches per worker and step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, patches and order.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train a network on an archive. Run again after an interruption, it goes on from its last checkpoint.
+
+    [bold]Examples[/bold]
+
+    tomoray train phantom --archive archive --out run
+    tomoray train my.yaml --archive s3://research/archive --out s3://research/runs/1 --workers 4
+    """
+    flags = {"archive": archive, "out": out, "workers": workers, "steps": steps, "batch_size": batch_size}
+    made = _config(TrainConfig, config, **flags, seed=seed)
+    if made.archive is None or made.out is None:
+        missing = "--archive ARCHIVE" if made.archive is None else "--out RUN"
+        raise Usage(f"{config} does not say it, so the command line must: {missing}")
+    result = _run("train", made, debug=debug)
+    return Answer(document=result, view=views.train(result, made))
+
+
+@app.command()
+def predict(
+    run: RunUrl,
+    archive: ArchiveUrl,
+    out: Annotated[str | None, typer.Option(help="Where masks go. [dim]Default: RUN/predictions[/dim]")] = None,
+    part: Annotated[Part | None, typer.Option(help="Which patients. [dim]Default: test[/dim]")] = None,
+    format: Annotated[  # noqa: A002  the flag's name
+        Literal["zarr", "nifti", "dicom-seg"] | None, typer.Option(help="Of the masks. [dim]Default: zarr[/dim]")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Segment the held-out patients of a run's archive, or all of another archive.
+
+    [bold]Examples[/bold]
+
+    tomoray predict run archive
+    tomoray predict run s3://other/archive --out masks --format dicom-seg
+    """
+    config = _config(PredictConfig, None, run=run, archive=archive, out=out, part=part, format=format)
+    result = _run("predict", config, debug=debug)
+    return Answer(document=result, view=views.predict(result))
+
+
+@app.command()
+def evaluate(
+    run: RunUrl,
+    archive: ArchiveUrl,
+    predictions: Annotated[str | None, typer.Option(help="Masks of `tomoray predict --out`.")] = None,
+    part: Annotated[Part | None, typer.Option(help="Which patients. [dim]Default: test[/dim]")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Dice per patient and label, on the held-out patients of a run's archive or on all of another archive.
+
+    [bold]Examples[/bold]
+
+    tomoray evaluate run archive
+    tomoray evaluate run other-archive --json
+    """
+    config = _config(EvaluateConfig, None, run=run, archive=archive, predictions=predictions, part=part)
+    result = _run("evaluate", config, debug=debug)
+    return Answer(document=result, view=views.evaluate(result))
+
+
+@app.command()
+def serve(
+    run: RunUrl,
+    host: Annotated[str | None, typer.Option(help="Address to listen at. [dim]Default: 127.0.0.1[/dim]")] = None,
+    port: Annotated[int | None, typer.Option(help="[dim]Default: 8000[/dim]")] = None,
+    archive: Annotated[list[str] | None, typer.Option(help="An archive that requests may name; repeatable.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the model. [dim]Default: 1[/dim]")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer POST /v1/segment with DICOM SEG, NIfTI or JSON, until Ctrl-C. Its API is at /openapi.json.
+
+    [bold]Examples[/bold]
+
+    tomoray serve run --port 8000
+    curl --data-binary @study.zip -H 'Content-Type: application/zip' http://127.0.0.1:8000/v1/segment
+    """
+    config = _config(ServeConfig, None, run=run, host=host, port=port, archives=archive, replicas=replicas)
+    endpoint = importlib.import_module("cluster.endpoint")
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr), endpoint.serving(config, verbose=debug) as url:
+        with redirect_stdout(stdout):
+            show(Answer(document={"url": url, "run": run}, view=views.serve(url)), as_json=json)
+        endpoint.wait()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")] = Path("out/demo"),
+    patients: Annotated[int | None, typer.Option(help="[dim]Default: 20[/dim]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[dim]Default: 0[/dim]")] = None,
+    matrix: Annotated[int | None, typer.Option(help="Rows and columns of a slice. [dim]Default: 128[/dim]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; the recipe's own otherwise.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier demo left in DIR.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """The whole way once: made-up DICOM, archive, training, evaluation, serving, and a report.
+
+    A second run in the same DIR takes over the stages that are done.
+
+    [bold]Examples[/bold]
+
+    tomoray demo
+    tomoray demo --out /tmp/demo --patients 12 --json
+    """
+    module = importlib.import_module("cluster.demo")
+    config = _config(module.DemoConfig, None, out=str(out), patients=patients, seed=seed, matrix=matrix, steps=steps)
+    with redirect_stdout(sys.stderr):
+        result = module.run(config, fresh=fresh, verbose=debug)
+    return Answer(document=result, view=views.demo(result))
+
+
+@app.command()
+def info(archive: ArchiveUrl, json: Json = False, debug: Debug = False) -> Answer:
+    """What an archive holds: series stored and refused, by reason; patients, labels, spacing.
+
+    [bold]Examples[/bold]
+
+    tomoray info archive
+    tomoray info s3://research/archive --json
+    """
+    result = importlib.import_module("cluster.summary").summarize(archive)
+    return Answer(document=result, view=views.info(result))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this one as YAML.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """List the recipes for `tomoray train`, or show one, to start a config of one's own.
+
+    [bold]Examples[/bold]
+
+    tomoray recipes
+    tomoray recipes phantom > my.yaml
+    """
+    if name is not None:
+        text = read_recipe(name)
+        return Answer(document={"name": name, "yaml": text}, view=views.plain(text))
+    found = [{"name": each, "about": read_recipe(each).partition("\n")[0].lstrip("# ")} for each in recipe_names()]
+    return Answer(document={"recipes": found}, view=views.recipes(found))
+
+
+@app.command()
+def schema(
+    name: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="One config; otherwise all.")] = None,
+    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a file for each config.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """JSON Schemas of the configs, for editors.
+
+    [bold]Examples[/bold]
+
+    tomoray schema train
+    tomoray schema --write docs/schemas
+    """
+    schemas = importlib.import_module("cluster.schemas")
+    if write is not None:
+        written = schemas.write(write)
+        return Answer(document={"written": written}, view=views.plain("\n".join(written)))
+    document = schemas.schema(name) if name else schemas.schemas()
+    return Answer(document=document, view=views.json_text(document))
+
+
+def _config(model: type[ConfigT], source: str | None, **flags: Any) -> ConfigT:
+    """A config from the flags that were given, over a file or recipe where one is named."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return load_config(source, model, given) if source else make_config(model, given, "command line")
+
+
+def _run(job: str, config: Config, *, debug: bool) -> dict[str, Any]:
+    """The result of `jobs.<job>` on a Ray cluster. What libraries print to stdout goes to stderr."""
+    importlib.import_module("cluster.preflight").check(config)
+    local = importlib.import_module("cluster.local")
+    module = importlib.import_module(f"jobs.{job}")
+    with redirect_stdout(sys.stderr), local.local_ray(verbose=debug):
+        result: dict[str, Any] = module.run(config)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""What can be told before Ray starts, which takes seconds: that what a config names is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tomoray.archive import Archive
+from tomoray.config import Config, EvaluateConfig, PredictConfig, PreprocessConfig, TrainConfig
+from tomoray.errors import Fatal
+from tomoray.runs import open_run
+from tomoray.storage import open_store
+
+
+def check(config: Config) -> None:
+    """Look at every source, archive and run that a job would read; jobs look again themselves.
+
+    Raises:
+        Fatal: one is not there or cannot be reached, in the job's own words.
+    """
+    if isinstance(config, PreprocessConfig):
+        for source in config.sources:
+            if "://" not in source and not Path(source).expanduser().exists():
+                raise Fatal(f"no folder or file at {source}; check the path")
+        open_store(config.archive).check()
+    if isinstance(config, PredictConfig | EvaluateConfig):
+        open_run(config.run)
+    if isinstance(config, TrainConfig | PredictConfig | EvaluateConfig) and config.archive:
+        Archive.open(config.archive)

@@ -1,0 +1,51 @@
+"""The configs as JSON Schema, for editors: `docs/schemas/<job>.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tomoray.config import (
+    Config,
+    EvaluateConfig,
+    PhantomConfig,
+    PredictConfig,
+    PreprocessConfig,
+    ServeConfig,
+    TrainConfig,
+)
+from tomoray.errors import Usage
+
+CONFIGS: dict[str, type[Config]] = {
+    "phantom": PhantomConfig,
+    "preprocess": PreprocessConfig,
+    "train": TrainConfig,
+    "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
+}
+
+
+def schemas() -> dict[str, Any]:
+    """All schemas by the name of their job."""
+    return {name: schema(name) for name in CONFIGS}
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The schema of one config. Raises `Usage` for an unknown name."""
+    if name not in CONFIGS:
+        raise Usage(f"no config {name!r}; known: {', '.join(CONFIGS)}")
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return dialect | CONFIGS[name].model_json_schema()
+
+
+def write(folder: Path) -> list[str]:
+    """Write `<job>.json` for every config and return the paths. Safe to repeat: same configs, same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, document in schemas().items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        written.append(str(path))
+    return written
