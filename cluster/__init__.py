@@ -1,1 +1,8 @@
 """Ray on this machine (and on Kubernetes), and the command line."""
+
+import os
+
+# What Ray reads from the environment when it is imported, unless the user says otherwise.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it will do anyway, minus a warning
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "ServeController.graceful_shutdown failed")  # it did not

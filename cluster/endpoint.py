@@ -17,21 +17,22 @@ from tomoray.errors import Fatal
 from tomoray.progress import console
 from tomoray.runs import open_run
 
-NAME = "tomoray"
-
 
 @contextmanager
 def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
     """The URL of the endpoint, which answers from now on and is gone at the end. Port 0 takes a free one.
 
     Raises:
-        Fatal: the run cannot be opened, the port is taken, or the application does not start.
+        Fatal: the run cannot be opened, the port is taken, Ray Serve runs already, or the application does not
+            start.
     """
     open_run(config.run)  # before Ray starts, so that a wrong name is told at once
     port = _free_port(config.host, config.port)
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray.serve").setLevel(level)
     with local_ray(verbose=verbose):
+        if serve.status().proxies:  # its port is not ours to choose, and its applications are not ours to stop
+            raise Fatal(f"Ray Serve runs on this cluster already; there: serve run serving.app:app run={config.run}")
         try:
             with console.status("starting the endpoint"):
                 serve.start(
@@ -39,10 +40,10 @@ def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
                     http_options={"host": config.host, "port": port},
                     logging_config={"log_level": level, "enable_access_log": verbose},
                 )
-                serve.run(importlib.import_module("serving.app").app(config), name=NAME)
+                serve.run(importlib.import_module("serving.app").app(config), name="tomoray")
             yield f"http://{config.host}:{port}"
         finally:
-            serve.delete(NAME)  # not `shutdown`, which would take other applications of a shared cluster along
+            serve.shutdown()
 
 
 def wait() -> None:

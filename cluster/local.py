@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -39,8 +38,6 @@ def local_ray(*, num_cpus: int | None = None, verbose: bool = False) -> Iterator
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, minus a warning
     quiet: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     address = settings.ray_address()
     folder = None if address else tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")  # short: socket names end at 107

@@ -74,9 +74,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     require_labels({row["scan_id"]: row["labels"] for row in rows if row["scan_id"] in used}, config.labels)
     metrics = _fit(config, scans["train"], scans["validation"])
     first_step = metrics.pop("first_step")
-    return _result(
-        finish_run(store, config, split, metrics), scans, {"first_step": first_step, "already_done": False}
-    )
+    return _result(finish_run(store, config, split, metrics), scans, {"first_step": first_step, "already_done": False})
 
 
 def _fit(config: TrainConfig, train_scans: Sequence[str], validation_scans: Sequence[str]) -> dict[str, Any]:
@@ -127,9 +125,7 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
     first_step = _load_checkpoint(network, optimizer, device)
     archive = Archive.open(str(config.archive))
-    stream = PatchStream(
-        archive, job["train"], config, rank=rank, world_size=world_size, start_step=first_step
-    )
+    stream = PatchStream(archive, job["train"], config, rank=rank, world_size=world_size, start_step=first_step)
     objective = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     started, shown, waited_s, loss_value = time.perf_counter(), 0.0, 0.0, math.nan
     for step, batch in zip(range(first_step, config.steps), stream, strict=False):

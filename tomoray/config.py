@@ -265,7 +265,8 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     where = [str(part) for part in problem["loc"]]
     name = ".".join(where) or model.__name__
     if problem["type"] != "extra_forbidden":
-        return f"{name}: {problem['msg'].removeprefix('Value error, ')}" + (f", found {problem['input']!r}" if where else "")
+        found = f", found {problem['input']!r}" if where else ""
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
     owner: type[BaseModel] = model
     for part in where[:-1]:
         inner = owner.model_fields[part].annotation if part in owner.model_fields else None

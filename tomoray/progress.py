@@ -15,7 +15,8 @@ console = Console(stderr=True)
 class Advance(Protocol):
     """Tell the bar how many items were just done, and what to write behind it."""
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: int, note: str = "") -> None:
+        """`done` more items, and `note` in place of the last one."""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,8 @@ def test_series_that_failed_make_the_command_fail(
 
 def test_what_a_job_prints_goes_to_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Noisy:
-        @staticmethod
-        def local_ray(*, verbose: bool) -> Any:
-            return cli.redirect_stdout(sys.stdout)
+        check = staticmethod(lambda config: None)
+        local_ray = staticmethod(lambda *, verbose: nullcontext())
 
         @staticmethod
         def run(config: Config) -> dict[str, Any]:
@@ -128,6 +128,27 @@ def test_what_a_job_prints_goes_to_stderr(monkeypatch: pytest.MonkeyPatch, capsy
     printed = capsys.readouterr()
     assert json.loads(printed.out) == PREPROCESSED
     assert "chatter" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["preprocess", "nowhere", "out"], "no folder or file at nowhere"),
+        (["train", "phantom", "--archive", "nowhere", "--out", "run"], "nowhere is not an archive"),
+        (["predict", "nowhere", "archive"], "nowhere is not a run"),
+        (["evaluate", "nowhere", "archive"], "nowhere is not a run"),
+    ],
+)
+def test_what_is_not_there_is_told_before_ray_starts(
+    arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "cluster.local", None)  # importing it would fail
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert complaint in printed.err
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
