@@ -1,4 +1,4 @@
-"""Ray on this machine (and on Kubernetes), and the command line."""
+"""Ray on this machine, and the command line."""
 
 import os
 

@@ -119,7 +119,7 @@ def preprocess(
     archive: ArchiveUrl,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="PreprocessConfig as YAML.")] = None,
     in_flight: Annotated[int | None, typer.Option(help="Series at work at once.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a series was refused.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where any series is refused.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -135,7 +135,7 @@ def preprocess(
     made = _config(PreprocessConfig, config, sources=sources, archive=archive, in_flight=in_flight)
     result = _run("preprocess", made, debug=debug)
     views.list_refusals(result)
-    failed = bool(result["failed"]) or (strict and result["refused"] > 0)
+    failed = bool(result["failed"]) or (strict and result["refused"] + result["refused_before"] > 0)
     return Answer(document=result, view=views.preprocess(result, archive), exit_code=FAILED if failed else DONE)
 
 
@@ -250,7 +250,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")] = Path("out/demo"),
     patients: Annotated[int | None, typer.Option(help="[dim]Default: 20[/dim]")] = None,
     seed: Annotated[int | None, typer.Option(help="[dim]Default: 0[/dim]")] = None,
-    matrix: Annotated[int | None, typer.Option(help="Rows and columns of a slice. [dim]Default: 128[/dim]")] = None,
+    matrix: Annotated[int | None, typer.Option(help="Rows and columns of a slice. [dim]Default: 256[/dim]")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps; the recipe's own otherwise.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier demo left in DIR.")] = False,
     json: Json = False,

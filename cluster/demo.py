@@ -18,7 +18,6 @@ from cluster.local import local_ray
 from tomoray import report
 from tomoray.config import Config, Positive
 from tomoray.errors import Usage
-from tomoray.progress import console
 
 RECORD = "demo.json"
 KEY = b"the demo's patients are made up, so their pseudonyms need no secret\n"
@@ -59,14 +58,20 @@ def run(config: DemoConfig, *, fresh: bool = False, verbose: bool = False) -> di
     record = Record(folder / RECORD, config.model_dump(mode="json", exclude={"out"}))
     wanted = config.model_dump(include={"patients", "seed", "matrix"})
     stages = Stages(folder, cohort=wanted, recipe=config.recipe, steps=config.steps)
-    with _own_key(folder / "pseudonym.key"), local_ray(verbose=verbose):
-        record.stage("phantom", stages.phantom)
-        record.stage("preprocess", stages.preprocess)
-        record.stage("train", stages.train)
-        record.stage("predict", stages.predict)
-        record.stage("evaluate", stages.evaluate)
-        record.stage("serve", lambda: stages.serve(verbose=verbose))
-        record.stage("report", lambda: stages.report(record.results(), record.timings()))
+    work: dict[str, Callable[[], Worked]] = {
+        "phantom": stages.phantom,
+        "preprocess": stages.preprocess,
+        "train": stages.train,
+        "predict": stages.predict,
+        "evaluate": stages.evaluate,
+        "serve": lambda: stages.serve(verbose=verbose),
+        "report": lambda: stages.report(record.results(), record.timings()),
+    }
+    missing = [name for name in work if name not in record.results()]
+    if missing:
+        with _own_key(folder / "pseudonym.key"), local_ray(verbose=verbose):
+            for name in missing:
+                record.stage(name, work[name])
     return {
         "dice": {label: list(scores.values()) for label, scores in record.results()["evaluate"]["dice"].items()},
         "stages": {stage.name: {"seconds": stage.seconds, "mb_per_s": stage.mb_per_s} for stage in record.timings()},
@@ -94,10 +99,7 @@ class Record:
         self._write()
 
     def stage(self, name: str, work: Callable[[], Worked]) -> None:
-        """Do a stage unless it is done."""
-        if name in self._stages:
-            console.print(f"{name}: done before", style="dim")
-            return
+        """Do a stage and write down that it is done."""
         started = time.monotonic()
         worked = work()
         seconds = time.monotonic() - started

@@ -40,7 +40,7 @@ def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
                     http_options={"host": config.host, "port": port},
                     logging_config={"log_level": level, "enable_access_log": verbose},
                 )
-                serve.run(importlib.import_module("serving.app").app(config), name="tomoray")
+                _deploy(config)
             yield f"http://{config.host}:{port}"
         finally:
             serve.shutdown()
@@ -49,6 +49,14 @@ def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
 def wait() -> None:
     """Return never; Ctrl-C raises `KeyboardInterrupt`."""
     threading.Event().wait()
+
+
+def _deploy(config: ServeConfig) -> None:
+    application = importlib.import_module("serving.app").app(config)
+    try:
+        serve.run(application, name="tomoray")
+    except RuntimeError as error:  # a replica that could not be made
+        raise Fatal(f"the endpoint for run {config.run} did not start; --debug shows why") from error
 
 
 def _free_port(host: str, port: int) -> int:

@@ -61,20 +61,24 @@ def _start(folder: str | None, num_cpus: int | None, options: dict[str, Any]) ->
         num_cpus=num_cpus,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
+        _node_ip_address="127.0.0.1",
         _temp_dir=folder,
         **options,
     )
 
 
 def _join(address: str, options: dict[str, Any]) -> None:
-    advice = f"no Ray cluster at RAY_ADDRESS={address}; start one there, or unset RAY_ADDRESS"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise Fatal(f"no Ray cluster at RAY_ADDRESS={address}; start one there, or unset RAY_ADDRESS") from error
+    try:
         ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise Fatal(advice) from error
+        advice = "set RAY_AUTH_MODE=token if it asks for one, or unset RAY_ADDRESS"
+        raise Fatal(f"cannot join a Ray cluster at RAY_ADDRESS={address}; {advice}") from error
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from tomoray import settings
 from tomoray.config import ConfigT, load_config
 from tomoray.errors import TomoRayError, Usage
 
@@ -22,7 +23,7 @@ def main(run: Callable[[ConfigT], dict[str, Any]], model: type[ConfigT]) -> None
         if len(sys.argv) != 2:
             raise Usage(f"usage: python -m {run.__module__} CONFIG.yaml")
         config = load_config(sys.argv[1], model)
-        ray.init(include_dashboard=False, log_to_driver=False)
+        ray.init(settings.ray_address() or "local", log_to_driver=False)
         print(json.dumps(run(config)))
     except TomoRayError as error:
         print(f"Error: {error}", file=sys.stderr)

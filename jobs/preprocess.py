@@ -39,8 +39,9 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     """Bring every series of the sources into the archive, or refuse it with a reason in the catalog.
 
     Returns:
-        `stored`, `refused`, `skipped` (counts of this run), `reasons` (refused by code), `refusals` and `failed`
-        (one entry a series), `files_ignored`, `voxel_mb`, `seconds`, `mb_per_s` (of uncompressed voxels).
+        `stored`, `refused`, `skipped` (counts of this run), `refused_before` (in the catalog when it began), `reasons`
+        (refused by code), `refusals` and `failed` (one entry a series), `files_ignored`, `voxel_mb`, `seconds`,
+        `mb_per_s` (of uncompressed voxels).
 
     Raises:
         Fatal: a source or the archive cannot be reached, or there is nothing to read.
@@ -69,6 +70,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
         if not _is_done(known.get(identity.series_id), identity, config_sha256, there)
     ]
 
+    refused_before = sum(row["status"] == "refused" for row in known.values())
     stored, failed = 0, []
     refusals: list[Row] = []
     voxel_bytes = 0
@@ -102,6 +104,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
         "stored": stored,
         "refused": len(refusals),
         "skipped": len(items) - len(todo),
+        "refused_before": refused_before,
         "reasons": dict(sorted(Counter(row["reason"] for row in refusals).items())),
         "refusals": [{key: row[key] for key in ("series_id", "reason", "evidence")} for row in refusals],
         "failed": failed,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -26,7 +27,7 @@ from torch import distributed, nn
 
 from jobs.main import main
 from tomoray.archive import Archive
-from tomoray.catalog import Catalog, split_by_patient
+from tomoray.catalog import Catalog, Split, split_by_patient
 from tomoray.config import TrainConfig
 from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.metrics import dice
@@ -46,14 +47,15 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train, or go on training, or say that it is done.
 
     Returns:
-        `run`, `archive`, `steps`, `first_step` (where this command began), `already_done`, `metrics` (`loss`,
-        `validation_dice` per label, `seconds`, `seconds_waiting` for data, of this command), `model_sha256`, `scans`
-        and `patients` per part.
+        `run`, `archive`, `steps`, `first_step` (where it began, after a checkpoint if there was one), `already_done`,
+        `metrics` (`loss`, `loss_curve`, `validation_dice` per label; `step_seconds` and `waiting_seconds` for data of
+        the steps since `first_step`), `model_sha256`, `scans` and `patients` per part, `seconds` in all.
 
     Raises:
         Usage: no archive or run named, or the run's folder holds another config.
         Fatal: the archive has too few patients, lacks a label, or training failed.
     """
+    began = time.monotonic()
     if config.archive is None or config.out is None:
         raise Usage("train wants an archive and a folder for the run: tomoray train … --archive ARCHIVE --out RUN")
     archive, store = Archive.open(config.archive), open_store(config.out)
@@ -63,23 +65,27 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if not rows:
         raise Fatal(f"archive {archive.url} holds no scan; fill it with: tomoray preprocess SOURCE {archive.url}")
     split = split_by_patient(sorted({row["patient_id"] for row in rows}), config.split)
+    _scans_by_part(rows, split, config.labels)  # before anything is written
+    _check_capacity(config)
     split, finished = begin_run(store, config, split)
-    scans = {
-        part: sorted(row["scan_id"] for row in rows if row["patient_id"] in patients)
-        for part, patients in (("train", split.train), ("validation", split.validation), ("test", split.test))
-    }
+    scans = _scans_by_part(rows, split, config.labels)
     if finished:
-        return _result(open_run(store.url), scans, {"first_step": config.steps, "already_done": True})
-    used = {*scans["train"], *scans["validation"]}
-    require_labels({row["scan_id"]: row["labels"] for row in rows if row["scan_id"] in used}, config.labels)
+        return _result(open_run(store.url), scans, began, first_step=config.steps, already_done=True)
     metrics = _fit(config, scans["train"], scans["validation"])
     first_step = metrics.pop("first_step")
-    return _result(finish_run(store, config, split, metrics), scans, {"first_step": first_step, "already_done": False})
+    run_now = finish_run(store, config, split, metrics)
+    return _result(run_now, scans, began, first_step=first_step, already_done=False)
+
+
+def _scans_by_part(rows: Sequence[Mapping[str, Any]], split: Split, labels: Sequence[str]) -> dict[str, list[str]]:
+    """Scan ids of each part. Raises `Fatal` where one that training reads lacks a label."""
+    of_part = {part: [row for row in rows if row["patient_id"] in patients] for part, patients in asdict(split).items()}
+    require_labels({row["scan_id"]: row["labels"] for row in of_part["train"] + of_part["validation"]}, labels)
+    return {part: sorted(row["scan_id"] for row in found) for part, found in of_part.items()}
 
 
 def _fit(config: TrainConfig, train_scans: Sequence[str], validation_scans: Sequence[str]) -> dict[str, Any]:
     """Run the workers to the end; the metrics that rank 0 returned."""
-    _check_capacity(config)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     filesystem, path = open_store(str(config.out)).arrow_filesystem()
     board = _Board.remote()
@@ -123,11 +129,12 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
     model = train_torch.prepare_model(network)
     device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
-    first_step = _load_checkpoint(network, optimizer, device)
+    losses = _load_checkpoint(network, optimizer, device)
+    first_step = len(losses)
     archive = Archive.open(str(config.archive))
     stream = PatchStream(archive, job["train"], config, rank=rank, world_size=world_size, start_step=first_step)
     objective = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    started, shown, waited_s, loss_value = time.perf_counter(), 0.0, 0.0, math.nan
+    started, shown, waited_s = time.perf_counter(), 0.0, 0.0
     for step, batch in zip(range(first_step, config.steps), stream, strict=False):
         waited_s += batch.waited_s
         for group in optimizer.param_groups:
@@ -139,45 +146,48 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
         if not torch.isfinite(norm):  # the gradient is averaged, so that every worker sees this at the same step
             return {"fatal": f"the loss is no number at step {step}; lower learning_rate ({config.learning_rate})"}
         optimizer.step()
-        loss_value = float(loss.detach())
+        losses.append(float(loss.detach()))
         done = step + 1
         if rank == 0 and (time.perf_counter() - shown > _SHOW_EVERY_S or done == config.steps):
-            job["board"].post.remote({"step": done, "loss": loss_value})
+            job["board"].post.remote(done, losses[-1])
             shown = time.perf_counter()
         if done % config.checkpoint_every == 0 or done == config.steps:
-            _save_checkpoint(network, optimizer, done, {"step": done, "loss": loss_value}, rank)
-    seconds = time.perf_counter() - started
+            _save_checkpoint(network, optimizer, losses, rank)
+    step_s = time.perf_counter() - started
+    curve = _curve(losses)
     return {
         "first_step": first_step,
-        "loss": loss_value,
-        "seconds": round(seconds, 3),
-        "seconds_waiting": round(waited_s, 3),
+        "loss": curve[-1][1],
+        "loss_curve": curve,
+        "step_seconds": round(step_s, 3),
+        "waiting_seconds": round(waited_s, 3),
         "validation_dice": _validate(network, config, archive, job["validation"], rank, world_size, device),
     }
 
 
-def _load_checkpoint(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Restore the last checkpoint, if any; the step to begin at."""
+def _load_checkpoint(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[float]:
+    """Restore the last checkpoint, if any; the loss of each step done so far, as rank 0 saw it."""
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return []
     with checkpoint.as_directory() as folder:
         network.load_state_dict(torch.load(Path(folder, MODEL), map_location=device, weights_only=True))
         state = torch.load(Path(folder, STATE), map_location=device, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return [float(loss) for loss in state["losses"]]
 
 
-def _save_checkpoint(
-    network: nn.Module, optimizer: torch.optim.Optimizer, step: int, metrics: dict[str, Any], rank: int
-) -> None:
+def _save_checkpoint(network: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float], rank: int) -> None:
     """Hand a checkpoint to Ray Train; every rank takes part, rank 0 writes."""
+    step = len(losses)
     with tempfile.TemporaryDirectory(prefix="tomoray-") as folder:
         if rank == 0:
             torch.save(network.state_dict(), Path(folder, MODEL))
-            torch.save({"optimizer": optimizer.state_dict(), "step": step}, Path(folder, STATE))
+            torch.save({"optimizer": optimizer.state_dict(), "losses": list(losses)}, Path(folder, STATE))
         checkpoint = train.Checkpoint.from_directory(folder) if rank == 0 else None
-        train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step))
+        train.report(
+            {"step": step, "loss": losses[-1]}, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step)
+        )
 
 
 def _validate(
@@ -207,33 +217,40 @@ def _validate(
     return {name: sum(score[name] for score in scores) / len(scores) for name in config.labels} if scores else {}
 
 
+def _curve(losses: Sequence[float], points: int = 100) -> list[tuple[int, float]]:
+    """At most `points` pairs (step, mean loss of the steps up to it)."""
+    width = math.ceil(len(losses) / points)
+    parts = [losses[at : at + width] for at in range(0, len(losses), width)]
+    return [(min((n + 1) * width, len(losses)), round(fmean(part), 5)) for n, part in enumerate(parts)]
+
+
 @ray.remote(num_cpus=0)
 class _Board:
-    """Where rank 0 leaves a note on how far it is, and the driver reads it."""
+    """Where rank 0 leaves word of how far it is, and the driver reads it."""
 
     def __init__(self) -> None:
-        self._note: dict[str, Any] = {}
+        self._word = (0, math.nan)
 
-    def post(self, note: dict[str, Any]) -> None:
-        self._note = note
+    def post(self, step: int, loss: float) -> None:
+        self._word = (step, loss)
 
-    def read(self) -> dict[str, Any]:
-        return self._note
+    def read(self) -> tuple[int, float]:
+        return self._word
 
 
 @contextmanager
 def _follow(board: Any, advance: Advance) -> Iterator[None]:
-    """Move the progress bar as notes come, in a thread: `fit` holds the main one."""
+    """Move the progress bar as word comes, in a thread: `fit` holds the main one."""
     ended = threading.Event()
 
     def watch() -> None:
         shown = 0
         while True:
             last = ended.wait(_SHOW_EVERY_S)
-            note = ray.get(board.read.remote())
-            if note:
-                advance(note["step"] - shown, f"loss {note['loss']:.3f}")
-                shown = note["step"]
+            step, loss = ray.get(board.read.remote())
+            if step:
+                advance(step - shown, f"loss {loss:.3f}")
+                shown = step
             if last:
                 return
 
@@ -271,7 +288,7 @@ def _cause(error: train.TrainingFailedError) -> Exception:
     return Fatal(f"training failed after {MAX_FAILURES} restarts: {type(causes[0]).__name__}: {line}")
 
 
-def _result(run: Run, scans: Mapping[str, Sequence[str]], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _result(run: Run, scans: Mapping[str, Sequence[str]], began: float, **facts: Any) -> dict[str, Any]:
     return {
         "run": run.store.url,
         "archive": run.config.archive,
@@ -280,6 +297,7 @@ def _result(run: Run, scans: Mapping[str, Sequence[str]], facts: Mapping[str, An
         "metrics": dict(run.metrics),
         "model_sha256": run.model_sha256,
         "scans": {part: len(ids) for part, ids in scans.items()},
+        "seconds": round(time.monotonic() - began, 3),
         "patients": {part: len(patients) for part, patients in asdict(run.split).items()},
     }
 

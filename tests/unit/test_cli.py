@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import typer
 
-from cluster import cli
+from cluster import cli, schemas
 from cluster.answers import explain
+from cluster.demo import DemoConfig
 from tomoray import __version__
 from tomoray.config import Config
 from tomoray.errors import Fatal, Reason, Refused, Transient, Usage
@@ -21,7 +22,7 @@ from tomoray.errors import Fatal, Reason, Refused, Transient, Usage
 COMMANDS = typer.main.get_command(cli.app).commands
 REFUSAL = {"series_id": "c0ffee", "reason": "missing_slices", "evidence": "3 slices are missing; wanted none"}
 PREPROCESSED = {
-    "stored": 2, "refused": 1, "skipped": 0, "reasons": {"missing_slices": 1}, "refusals": [REFUSAL], "failed": [],
+    "stored": 2, "refused": 1, "skipped": 0, "refused_before": 0, "reasons": {"missing_slices": 1}, "refusals": [REFUSAL], "failed": [],
     "voxel_mb": 10.0, "seconds": 1.0, "mb_per_s": 10.0,
 }  # fmt: skip
 
@@ -70,6 +71,19 @@ def test_every_command_takes_json_and_debug(name: str) -> None:
     assert {"--json", "--debug"} <= options
 
 
+def test_defaults_in_help_are_those_of_the_configs() -> None:
+    models = schemas.CONFIGS | {"demo": DemoConfig}
+    shown = {
+        (command, parameter.name): match[1]
+        for command, model in models.items()
+        for parameter in COMMANDS[command].params
+        if (match := re.search(r"Default: ([\w.]+)\[", parameter.help or ""))
+    }
+    assert len(shown) > 10
+    for (command, field), default in shown.items():
+        assert default == str(models[command].model_fields[field].default), (command, field)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"tomoray {__version__}\n"
@@ -100,6 +114,13 @@ def test_json_is_the_only_thing_on_stdout(
 
 
 def test_refusals_are_a_result_unless_strict(jobs_run: list[tuple[str, Config]]) -> None:
+    assert cli.main(["preprocess", "a", "out"]) == 0
+    assert cli.main(["preprocess", "a", "out", "--strict"]) == 1
+
+
+def test_strict_counts_what_was_refused_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = {"stored": 0, "refused": 0, "skipped": 3, "refused_before": 1, "reasons": {}, "refusals": []}
+    monkeypatch.setattr(cli, "_run", lambda *_, **__: PREPROCESSED | again)
     assert cli.main(["preprocess", "a", "out"]) == 0
     assert cli.main(["preprocess", "a", "out", "--strict"]) == 1
 
