@@ -22,7 +22,8 @@ from tomoray.errors import Fatal, Reason, Refused, Transient, Usage
 COMMANDS = typer.main.get_command(cli.app).commands
 REFUSAL = {"series_id": "c0ffee", "reason": "missing_slices", "evidence": "3 slices are missing; wanted none"}
 PREPROCESSED = {
-    "stored": 2, "refused": 1, "skipped": 0, "refused_before": 0, "reasons": {"missing_slices": 1}, "refusals": [REFUSAL], "failed": [],
+    "stored": 2, "refused": 1, "skipped": 0, "refused_before": 0, "reasons": {"missing_slices": 1},
+    "refusals": [REFUSAL], "failed": [],
     "voxel_mb": 10.0, "seconds": 1.0, "mb_per_s": 10.0,
 }  # fmt: skip
 
