@@ -248,7 +248,7 @@ def serve(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")] = Path("out/demo"),
-    patients: Annotated[int | None, typer.Option(help="[dim]Default: 20[/dim]")] = None,
+    patients: Annotated[int | None, typer.Option(help="[dim]Default: 30[/dim]")] = None,
     seed: Annotated[int | None, typer.Option(help="[dim]Default: 0[/dim]")] = None,
     matrix: Annotated[int | None, typer.Option(help="Rows and columns of a slice. [dim]Default: 256[/dim]")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps; the recipe's own otherwise.")] = None,

@@ -31,7 +31,7 @@ class DemoConfig(Config):
     """
 
     out: str = "out/demo"
-    patients: Annotated[int, Field(ge=4, description="a quarter of them is held out")] = 20
+    patients: Annotated[int, Field(ge=4, description="a sixth of them is held out")] = 30
     seed: int = 0
     matrix: Annotated[int, Field(ge=64, le=512)] = 256
     recipe: str = "phantom"
