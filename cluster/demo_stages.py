@@ -134,6 +134,7 @@ class Stages:
                 dice=results["evaluate"]["dice"],
                 goals=GOALS,
                 cases=self._cases(),
+                history=results["train"]["metrics"]["loss_curve"],
                 stages=timings,
                 stored=results["preprocess"]["stored"],
                 refused=results["preprocess"]["reasons"],
@@ -156,11 +157,12 @@ class Stages:
             )
 
     def _held_out(self) -> list[tuple[Scan, str]]:
-        """Scans of the test patients, each with its patient."""
+        """Scans of the test patients, each with its patient; sorted by patient."""
         archive, run = Archive.open(str(self._archive)), open_run(str(self._run))
         rows = Catalog(open_store(archive.url)).rows()
         patient_of = {row["scan_id"]: row["patient_id"] for row in rows if row["status"] == "stored"}
-        return [(archive.scan(i), patient_of[i]) for i in sorted(patient_of) if patient_of[i] in run.split.test]
+        scans = sorted((patient, scan) for scan, patient in patient_of.items() if patient in run.split.test)
+        return [(archive.scan(scan), patient) for patient, scan in scans]
 
     def _held_out_mb(self) -> float:
         return _voxel_mb([scan for scan, _ in self._held_out()])
