@@ -23,7 +23,9 @@ from tomoray.archive import Archive
 from tomoray.config import TrainConfig
 from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, Zyx, to_canonical
-from tomoray.transforms import AIR_HU, Grid, Taps, linear_taps, nearest_taps, resample, scale_hu, target_grid
+from tomoray.transforms import AIR_HU, Grid, Taps, linear_taps, resample, scale_hu, target_grid
+
+_HALF = 0.499  # less than a half by more than rounding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,21 +136,28 @@ class PatchStream:
         return Sample(scan_id=scan_id, corner_zyx=(z, y, x), flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])))
 
     def cut(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """The patch: image float32 (z, y, x), 0..1, and classes uint8 (z, y, x). Outside the scan is air."""
+        """The patch: image float32 (z, y, x), 0..1, and classes uint8 (z, y, x). Outside the scan is air.
+
+        Masks go through the image's own kernel, and a voxel belongs to a label that covers half of it: picking the
+        nearest stored voxel instead would shift masks by half a stored voxel where the step is even.
+        """
         scan, patch = self._open(sample.scan_id), self._config.patch_zyx
-        along = list(zip(sample.corner_zyx, patch, scan.grid.step_zyx, scan.grid.stored_shape_zyx, strict=True))
-        linear = [linear_taps(*axis) for axis in along]
-        nearest = [nearest_taps(*axis) for axis in along]
-        pending = {name: _read_window(store, scan.geometry, nearest) for name, store in scan.labels.items()}
-        pending[""] = _read_window(scan.image, scan.geometry, linear)
+        taps = [
+            linear_taps(*axis)
+            for axis in zip(sample.corner_zyx, patch, scan.grid.step_zyx, scan.grid.stored_shape_zyx, strict=True)
+        ]
+        pending = [_read_window(store, scan.geometry, taps) for store in (scan.image, *scan.labels.values())]
         try:
-            windows = {name: _canonical_tensor(future.result(), scan.geometry) for name, future in pending.items()}
+            windows = [_canonical_tensor(future.result(), scan.geometry) for future in pending]
         except ValueError as error:  # TensorStore's word for every trouble
             raise self._archive.store.explain(error) from error
-        image = scale_hu(resample(windows[""].float() - AIR_HU, linear) + AIR_HU, self._config.hu_window)
+        stacked = torch.stack([window.float() for window in windows])
+        stacked[0] -= AIR_HU  # so that what lies outside, which counts as 0, is air
+        hu, *covered = resample(stacked, taps)
+        image = scale_hu(hu + AIR_HU, self._config.hu_window)
         classes = torch.zeros(patch, dtype=torch.uint8)
-        for number, name in enumerate(self._config.labels, start=1):
-            classes[resample(windows[name], nearest) > 0] = number
+        for number, share in enumerate(covered, start=1):
+            classes[share > _HALF] = number
         mirrored = [axis for axis, flip in enumerate(sample.flips) if flip]
         return image.flip(mirrored), classes.flip(mirrored)
 

@@ -93,12 +93,6 @@ def linear_taps(first: int, count: int, step: float, size: int, outside: Literal
     return _taps(index[:, used], weight[:, used], size)
 
 
-def nearest_taps(first: int, count: int, step: float, size: int) -> Taps:
-    """Nearest input voxel; 0 outside the axis. For masks."""
-    index = np.floor((first + np.arange(count) + 0.5) * step).astype(np.int64)[:, None]
-    return _taps(index, ((index >= 0) & (index < size)).astype(np.float64), size)
-
-
 def resample(volume_zyx: Tensor, taps_zyx: Sequence[Taps]) -> Tensor:
     """Apply `taps_zyx` to the last three axes of a `(…, z, y, x)` that begins at their `start`; the dtype stays."""
     result = volume_zyx

@@ -163,7 +163,7 @@ def test_nifti_and_dicom_seg_hold_the_masks_of_zarr(archive, trained):
 def test_run_that_lost_a_worker_ends_with_the_same_weights(archive, tmp_path):
     wanted = config(archive, tmp_path / "whole", steps=20, checkpoint_every=5)
     train.run(wanted)
-    killer = threading.Thread(target=kill_one_worker_after, args=(tmp_path / "lost/checkpoints/step-00000005",))
+    killer = threading.Thread(target=kill_one_worker_after_a_checkpoint, args=(tmp_path / "lost",))
     killer.start()
     result = train.run(wanted.model_copy(update={"out": str(tmp_path / "lost")}))
     killer.join()
@@ -172,9 +172,10 @@ def test_run_that_lost_a_worker_ends_with_the_same_weights(archive, tmp_path):
     assert all(torch.equal(whole[name], lost[name]) for name in whole)
 
 
-def kill_one_worker_after(checkpoint):
+def kill_one_worker_after_a_checkpoint(run):
+    registered = run / "checkpoints" / "checkpoint_manager_snapshot.json"
     deadline = time.monotonic() + 300
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    while not registered.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     actors = ray._private.state.actors().values()
     pid = next(a["Pid"] for a in actors if a["State"] == "ALIVE" and "TrainWorker" in a["ActorClassName"])

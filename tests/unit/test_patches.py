@@ -113,6 +113,21 @@ def test_patches_stay_inside_where_the_scan_is_large_enough(archive):
     assert corners.max(axis=0).tolist() == [8, 14, 20]
 
 
+def test_masks_are_not_shifted_against_the_image(archive):
+    centred = Geometry.from_matrix((32, 32, 32), np.diag([1.0, 1.0, 1.0, 1]))
+    lungs = np.zeros((32, 32, 32), np.uint8)
+    lungs[9:23, 7:21, 5:19] = 1  # its faces lie in the middle of 2 mm voxels
+    image = np.where(lungs, 400, -1000).astype(np.int16)
+    archive.write_scan(
+        Volume(image_zyx=image, geometry=centred, info=volume("d", centred).info, labels={"lungs": lungs})
+    )
+    stream = PatchStream(archive, ["d"], config(labels=["lungs"], spacing_zyx_mm=(2, 2, 2)))
+    image, classes = stream.cut(Sample(scan_id="d", corner_zyx=(0, 0, 0), flips=(False, False, False)))
+    centre = [np.argwhere(part).mean(axis=0) for part in (image.numpy() > 0.49, classes.numpy() > 0)]
+    np.testing.assert_allclose(centre[0], [7.5, 6.5, 5.5])
+    np.testing.assert_allclose(centre[1], centre[0])
+
+
 def test_where_masks_overlap_the_later_label_wins(archive):
     whole = Sample(scan_id="a", corner_zyx=(4, 4, 16), flips=(False, False, False))
     classes = PatchStream(archive, ["a"], config()).cut(whole)[1]

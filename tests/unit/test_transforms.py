@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from tomoray.geometry import Geometry
-from tomoray.transforms import linear_taps, nearest_taps, resample, scale_hu, target_grid
+from tomoray.transforms import linear_taps, resample, scale_hu, target_grid
 
 
 def ramp(*sizes):
@@ -37,14 +37,6 @@ def test_outside_is_zero_and_the_window_read_is_clipped():
     line = torch.ones(1, 1, taps.stop - taps.start)
     one = linear_taps(0, 1, 1.0, 1)
     assert resample(line, (one, one, taps)).flatten().tolist() == [0, 0, 1, 1]
-
-
-def test_nearest_keeps_masks_binary_and_aligned_with_the_image():
-    mask = torch.zeros(1, 1, 30)
-    mask[..., 12:18] = 1
-    one, three = linear_taps(0, 1, 1.0, 1), nearest_taps(-1, 12, 3.0, 30)
-    found = resample(mask[..., three.start : three.stop].byte(), (one, one, three)).flatten()
-    assert found.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_target_grid_covers_the_scan_in_canonical_order():
