@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import torch
 from monai.networks.nets.unet import UNet
 from torch import nn
 
@@ -17,9 +20,11 @@ def build_network(config: NetworkConfig, out_channels: int) -> nn.Module:
 
     Returns:
         A module from float32 `(batch, 1, z, y, x)`, HU scaled to 0..1, to scores `(batch, out_channels, z, y, x)`.
-        Each patch side is a multiple of 2 ** (levels - 1); `TrainConfig` sees to it.
+        Each patch side is a multiple of 2 ** (levels - 1); `TrainConfig` sees to it. Weights lie channels last, which
+        is faster on CPUs and tensor cores and changes no value.
     """
-    return {"unet": _unet}[config.name](config, out_channels)
+    network: Any = {"unet": _unet}[config.name](config, out_channels)  # Module.to lacks memory_format in its types
+    return cast("nn.Module", network.to(memory_format=torch.channels_last_3d))
 
 
 def _unet(config: NetworkConfig, out_channels: int) -> nn.Module:
@@ -32,4 +37,5 @@ def _unet(config: NetworkConfig, out_channels: int) -> nn.Module:
         strides=[2] * (len(config.channels) - 1),
         num_res_units=config.residual_units,
         norm=config.norm,
+        act=("leakyrelu", {"inplace": True}),  # PReLU, MONAI's default, costs a fifth of a step more
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tomoray.config import TrainConfig
+from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, from_canonical, to_canonical
 from tomoray.networks import build_network
 from tomoray.runs import Run, open_run
@@ -127,10 +128,20 @@ class Segmenter:
 
 
 def load_segmenter(run: Run | str, device: str | torch.device = "cpu") -> Segmenter:
-    """The segmenter of a finished run, or of the run at a URL. Raises `Fatal` as `open_run` does."""
+    """The segmenter of a finished run, or of the run at a URL.
+
+    Raises `Fatal` as `open_run` does, and where another release's weights do not fit this one's network.
+    """
     run = open_run(run) if isinstance(run, str) else run
     network = build_network(run.config.network, out_channels=len(run.config.labels) + 1)
-    network.load_state_dict(torch.load(io.BytesIO(run.read_model()), map_location="cpu", weights_only=True))
+    weights = torch.load(io.BytesIO(run.read_model()), map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # many lines: every weight that has no place, or the wrong shape
+        raise Fatal(
+            f"the weights of run {run.store.url} do not fit the network {run.config.network.name!r} of this release; "
+            f"use the release that trained it (code_version in run.json), or train it again"
+        ) from error
     return Segmenter(network, run.config, device)
 
 

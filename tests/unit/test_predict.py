@@ -1,14 +1,20 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from tomoray.config import TrainConfig
+from tomoray.catalog import Split
+from tomoray.config import NetworkConfig, TrainConfig
+from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, from_canonical
 from tomoray.metrics import dice
 from tomoray.networks import build_network
-from tomoray.predict import Segmenter, window_starts
+from tomoray.predict import Segmenter, load_segmenter, window_starts
+from tomoray.runs import begin_run, finish_run
+from tomoray.storage import open_store
 
 DIAGONAL = np.diag([1.0, 1.0, 1.0, 1.0])
 TILTED_ORDER = np.array([[0, 0, -1.0, 0], [1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])  # x -> P, y -> I, z -> R
@@ -91,6 +97,19 @@ def test_orientation_of_storage_does_not_change_the_result():
     plain = segmenter.segment(image, Geometry.from_matrix(image.shape, DIAGONAL))
     other = segmenter.segment(np.ascontiguousarray(from_canonical(image, turned)), turned)
     np.testing.assert_array_equal(other["lungs"], from_canonical(plain["lungs"], turned))
+
+
+def test_weights_of_another_network_end_in_one_line(tmp_path):
+    store = open_store(str(tmp_path / "run"))
+    wanted = config(archive="a", out=store.url, network={"channels": [4, 8]}, steps=1)
+    split = Split(train=("p1",), validation=(), test=())
+    begin_run(store, wanted, split)
+    other = io.BytesIO()
+    torch.save(build_network(NetworkConfig(channels=[6, 12]), 3).state_dict(), other)
+    store.write("checkpoints/step-00000001/model.pt", other.getvalue())
+    finish_run(store, wanted, split, {})
+    with pytest.raises(Fatal, match=r"do not fit the network 'unet' of this release.*train it again$"):
+        load_segmenter(store.url)
 
 
 @pytest.mark.parametrize(("size", "side", "overlap"), [(10, 16, 0.5), (16, 16, 0.5), (17, 16, 0.25), (100, 16, 0.25)])
