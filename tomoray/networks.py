@@ -37,5 +37,4 @@ def _unet(config: NetworkConfig, out_channels: int) -> nn.Module:
         strides=[2] * (len(config.channels) - 1),
         num_res_units=config.residual_units,
         norm=config.norm,
-        act=("leakyrelu", {"inplace": True}),  # PReLU, MONAI's default, costs a fifth of a step more
     )
