@@ -23,7 +23,8 @@ from tomoray.archive import Archive
 from tomoray.config import TrainConfig
 from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, Zyx, to_canonical
-from tomoray.transforms import AIR_HU, Grid, Taps, linear_taps, resample, scale_hu, target_grid
+from tomoray.transforms import Grid, Taps, linear_taps, resample, scale_hu, target_grid
+from tomoray.volume import AIR_HU
 
 _HALF = 0.499  # less than a half by more than rounding
 

@@ -21,8 +21,8 @@ from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, from_canonical, to_canonical
 from tomoray.networks import build_network
 from tomoray.runs import Run, open_run
-from tomoray.transforms import AIR_HU, Grid, linear_taps, resample, scale_hu, target_grid
-from tomoray.volume import Image, Mask
+from tomoray.transforms import Grid, linear_taps, resample, scale_hu, target_grid
+from tomoray.volume import AIR_HU, Image, Mask
 
 _WINDOWS_AT_ONCE = 4
 _SLICES_AT_ONCE = 8

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from tomoray.geometry import Geometry, Zyx, ZyxMm
 
-AIR_HU = -1024
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:

@@ -9,8 +9,8 @@ from tomoray.config import Layout, TrainConfig
 from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, from_canonical, to_canonical
 from tomoray.patches import PatchStream, Sample, require_labels
-from tomoray.transforms import AIR_HU, linear_taps, resample, scale_hu, target_grid
-from tomoray.volume import ScanInfo, ScanUids, Volume
+from tomoray.transforms import linear_taps, resample, scale_hu, target_grid
+from tomoray.volume import AIR_HU, ScanInfo, ScanUids, Volume
 
 TURNED = np.array([[0, 0, -1.5, 0], [1.0, 0, 0, 0], [0, -2.0, 0, 0], [0, 0, 0, 1]])  # x -> P, y -> I, z -> R
 
