@@ -37,7 +37,7 @@ class Layout(Config):
     chunk_zyx: tuple[Positive, Positive, Positive] = (64, 64, 64)
     shard_zyx: tuple[Positive, Positive, Positive] = (256, 256, 256)
     levels: Annotated[int, Field(ge=1, le=6, description="resolutions; each halves the one before")] = 3
-    zstd_level: Annotated[int, Field(ge=1, le=22)] = 3
+    zstd_level: Annotated[int, Field(ge=1, le=22)] = 1
 
     @model_validator(mode="after")
     def _shards_hold_whole_chunks(self) -> Layout:

@@ -100,7 +100,7 @@ def array_metadata(array_zyx: Image | Mask, layout: Layout) -> dict[str, Any]:
     blosc = {
         "cname": "zstd",
         "clevel": layout.zstd_level,
-        "shuffle": "bitshuffle",
+        "shuffle": "shuffle",
         "typesize": array_zyx.dtype.itemsize,
         "blocksize": 0,
     }
