@@ -1,38 +1,51 @@
 """Sources -> archive: one Ray task a series, exactly once.
 
-A task returns a few hundred bytes of metadata; voxels go from the source straight to the archive. Run again, it
-decodes nothing that is there already and changes no byte.
+A task returns a few hundred bytes of metadata; voxels go from the source straight to the archive. The driver holds
+the tasks in flight and the catalog rows of a sixteenth of the series. Run again, it decodes nothing that is there
+already and changes no byte.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from jobs.main import main
-from jobs.tasks import cluster_cpus, run_bounded
+from jobs.tasks import cluster_cpus, largest_node_bytes, run_bounded
+from jobs.telemetry import Telemetry
 from tomoray import __version__, settings
 from tomoray.archive import Archive
-from tomoray.catalog import Catalog
+from tomoray.catalog import Catalog, config_sha256
 from tomoray.config import PreprocessConfig
-from tomoray.dicom import Instance
+from tomoray.deidentify import Deidentifier
 from tomoray.errors import Fatal, Transient
-from tomoray.ingest import Identity, Ingested, Item, Row, identify, ingest
-from tomoray.progress import track
+from tomoray.ingest import Ingested, Ingester, Row, task_bytes
+from tomoray.inventory import Entry, Heads, Inventory, read_heads
+from tomoray.lease import Progress, lease
+from tomoray.progress import Advance, track
 from tomoray.pseudonyms import Pseudonyms
-from tomoray.sources import BadFile, SourceFile, group_dicom, group_nifti, is_nifti, list_source, read_headers
+from tomoray.series import Item
+from tomoray.sources import SourceFile
+from tomoray.stocktaking import take_stock
+from tomoray.stack import Rules
 from tomoray.storage import open_store
 
-HEADERS_PER_TASK = 256
 FLUSH_EVERY_S = 30.0
+RETRIES = 5  # of a task whose worker or node died, or whose store did not answer for a minute
+REFUSALS_LISTED = 1000
 
-_read_headers = ray.remote(num_cpus=1, retry_exceptions=[Transient])(read_headers)
-_ingest = ray.remote(num_cpus=1, retry_exceptions=[Transient])(ingest)
+_read_heads = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[Transient])(read_heads)
+
+
+@ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[Transient])
+def _ingest(ingester: Ingester, item: Item) -> Ingested:
+    return ingester.ingest(item)
 
 
 def run(config: PreprocessConfig) -> dict[str, Any]:
@@ -40,128 +53,208 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
 
     Returns:
         `stored`, `refused`, `skipped` (counts of this run), `refused_before` (in the catalog when it began), `reasons`
-        (refused by code), `refusals` and `failed` (one entry a series), `files_ignored`, `voxel_mb`, `seconds`,
-        `mb_per_s` (of uncompressed voxels).
+        (refused by code), `refusals` and `failed` (one entry each; of refusals the first thousand), `files_ignored`,
+        `source_mb`, `voxel_mb`, `seconds`, `mb_per_s` (of uncompressed voxels).
 
     Raises:
-        Fatal: a source or the archive cannot be reached, or there is nothing to read.
+        Fatal: a source or the archive cannot be reached, another run writes it, or there is nothing to read.
     """
-    started = time.monotonic()
     pseudonyms = Pseudonyms(settings.pseudonym_key())
     open_store(config.archive).check()
-    files = [file for source in config.sources for file in list_source(source)]
-    if not files:
-        raise Fatal(f"no file in {', '.join(config.sources)}; name a folder that holds DICOM or NIfTI")
-    items, n_ignored = _find_items(config, files)
-    if not items:
-        raise Fatal(
-            f"found no DICOM or NIfTI in {', '.join(config.sources)} (other files: {len(files)}); "
-            "DICOM starts with DICM after 128 bytes, NIfTI ends in .nii or .nii.gz"
+    with ExitStack() as stack:
+        inventory = stack.enter_context(Inventory())
+        n_ignored = take_stock(config.sources, config.nifti, inventory, pseudonyms, read_in_tasks)
+        archive = Archive.create(config.archive, config.layout)
+        ingester = Ingester(
+            archive=archive,
+            deidentifier=Deidentifier(pseudonyms, config.deidentify),
+            rules=Rules(min_slices=config.min_slices, repairs=frozenset(config.repair)),
+            config_sha256=config_sha256(config.model_dump(mode="json", include=_JUDGED_BY)),
+            sources=tuple(config.sources),
         )
-    archive = Archive.create(config.archive, config.layout)
-    judged_by = config.model_dump_json(include={"nifti", "layout", "min_slices"})
-    config_sha256 = hashlib.sha256(judged_by.encode()).hexdigest()
-    catalog = Catalog(archive.store)
-    known = {row["series_id"]: row for row in catalog.rows()}
-    there = set(archive.store.folders("scans"))
-    todo = [
-        (item, identity)
-        for item, identity in ((item, identify(item, pseudonyms)) for item in items)
-        if not _is_done(known.get(identity.series_id), identity, config_sha256, there)
-    ]
+        progress = Progress(total=len(inventory))
+        stack.enter_context(lease(archive.store, progress))
+        telemetry = stack.enter_context(Telemetry(config.metrics_port))
+        return {**_Run(config, ingester, inventory, progress, telemetry).result(), "files_ignored": n_ignored}
 
-    refused_before = sum(row["status"] == "refused" for row in known.values())
-    stored, failed = 0, []
-    refusals: list[Row] = []
-    voxel_bytes = 0
-    pending: list[Row] = []
-    flushed = time.monotonic()
-    in_flight = config.in_flight or 2 * cluster_cpus()
-    with track("preprocess", len(todo)) as advance:
-        results = run_bounded(
-            lambda entry: _ingest.remote(
-                entry[0], archive, pseudonyms, min_slices=config.min_slices, config_sha256=config_sha256
-            ),
-            todo,
-            in_flight,
+
+def read_in_tasks(batches: Iterable[list[SourceFile]]) -> Iterator[tuple[list[SourceFile], Heads]]:
+    """Headers of batches of files, a Ray task each."""
+    for batch, heads in run_bounded(_read_heads.remote, batches, 2 * cluster_cpus()):
+        if not isinstance(heads, Heads):
+            raise Fatal(f"reading headers failed ({type(heads).__name__}); run the command again")
+        yield batch, heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Todo:
+    """An entry, and the scans that the catalog has of its series."""
+
+    entry: Entry
+    scan_ids: frozenset[str]
+
+
+@dataclass
+class _Run:
+    """One run over an inventory, from its first task to its last row."""
+
+    config: PreprocessConfig
+    ingester: Ingester
+    inventory: Inventory
+    progress: Progress
+    telemetry: Telemetry
+    stored: int = 0
+    refused: int = 0
+    skipped: int = 0
+    refused_before: int = 0
+    voxel_bytes: int = 0
+    source_bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.catalog = Catalog(self.ingester.archive.store)
+        self.pending: list[tuple[_Todo, Sequence[Row]]] = []
+        self.there: frozenset[str] = frozenset()
+
+    def result(self) -> dict[str, Any]:
+        """Do it."""
+        started = flushed = time.monotonic()
+        archive = self.ingester.archive
+        self.catalog.clear_partial()
+        self.there = frozenset(archive.store.folders("scans"))
+        ingester = ray.put(self.ingester)
+        most_bytes = largest_node_bytes()
+
+        def submit(todo: _Todo) -> ray.ObjectRef[Any]:
+            memory = min(task_bytes(todo.entry.voxel_bytes), most_bytes)
+            return _ingest.options(memory=memory).remote(ingester, todo.entry.item)
+
+        in_flight = self.config.in_flight or 2 * cluster_cpus()
+        with track("preprocess", len(self.inventory)) as advance:
+            for todo, result in run_bounded(submit, self._todo(advance), in_flight):
+                self._take(todo, result)
+                seconds = time.monotonic() - started
+                rate = f"{self.voxel_bytes / 1e6:.0f} MB, {self.voxel_bytes / 1e6 / seconds:.0f} MB/s"
+                advance(1, f"{rate}, {self.refused} refused")
+                self._tell(seconds)
+                if time.monotonic() - flushed > FLUSH_EVERY_S:
+                    self._flush()
+                    flushed = time.monotonic()
+            self._flush()
+        self._sweep()
+        seconds = time.monotonic() - started
+        return {
+            "stored": self.stored,
+            "refused": self.refused,
+            "skipped": self.skipped,
+            "refused_before": self.refused_before,
+            "reasons": dict(sorted(self.reasons.items())),
+            "refusals": self.refusals,
+            "failed": self.failed,
+            "archive": self.config.archive,
+            "source_mb": round(self.source_bytes / 1e6, 3),
+            "voxel_mb": round(self.voxel_bytes / 1e6, 3),
+            "seconds": round(seconds, 3),
+            "mb_per_s": round(self.voxel_bytes / 1e6 / seconds, 3),
+        }
+
+    def _todo(self, advance: Advance) -> Iterator[_Todo]:
+        """Entries that the catalog does not answer for yet, a catalog file at a time."""
+        for digit in "0123456789abcdef":
+            bucket = _rows_by_series(self.catalog.bucket(digit).select(_KNOWN).to_pylist())
+            self.refused_before += sum(row["status"] == "refused" for rows in bucket.values() for row in rows)
+            for entry in self.inventory.entries(like=digit):
+                rows = bucket.get(entry.identity.series_id, ())
+                if self._is_done(entry, rows):
+                    self.skipped += 1
+                    advance(1)
+                else:
+                    yield _Todo(entry=entry, scan_ids=frozenset(row["scan_id"] for row in rows if row["scan_id"]))
+
+    def _is_done(self, entry: Entry, rows: Collection[Row]) -> bool:
+        """True where the catalog answers for this very input, and stored scans are still there.
+
+        A new release, or other limits, look at refused parts again.
+        """
+        mine = self.ingester.config_sha256
+        return bool(rows) and all(
+            row["instances_sha256"] == entry.identity.digest
+            and (
+                row["scan_id"] in self.there
+                if row["status"] == "stored"
+                else row["config_sha256"] == mine and row["code_version"] == __version__
+            )
+            for row in rows
         )
-        for (_, identity), result in results:
-            advance(1)
-            if not isinstance(result, Ingested):
-                failed.append({"series_id": identity.series_id, "error": type(result).__name__})
+
+    def _take(self, todo: _Todo, result: Ingested | Exception) -> None:
+        if not isinstance(result, Ingested):
+            self.failed.append({"series_id": todo.entry.identity.series_id, "error": type(result).__name__})
+            self.telemetry.count("failed")
+            return
+        self.voxel_bytes += result.voxel_bytes
+        self.source_bytes += todo.entry.size_bytes
+        self.telemetry.add_bytes(todo.entry.size_bytes, result.voxel_bytes)
+        for row in result.rows:
+            self.telemetry.count(row["status"])
+            if row["status"] == "stored":
+                self.stored += 1
                 continue
-            voxel_bytes += result.voxel_bytes
-            stored += sum(row["status"] == "stored" for row in result.rows)
-            refusals += [row for row in result.rows if row["status"] == "refused"]
-            pending += _replacing(result.rows, known)
-            if time.monotonic() - flushed > FLUSH_EVERY_S:
-                _flush(catalog, archive, pending, known)
-                pending, flushed = [], time.monotonic()
-        _flush(catalog, archive, pending, known)
+            self.refused += 1
+            self.reasons[row["reason"]] += 1
+            if len(self.refusals) < REFUSALS_LISTED:
+                self.refusals.append({key: row[key] for key in ("series_id", "part", "reason", "evidence")})
+        stores = any(row["status"] == "stored" for row in result.rows)
+        if stores or not todo.scan_ids:  # what was stored once is not lost when its files are found damaged later
+            self.pending.append((todo, result.rows))
 
-    seconds = time.monotonic() - started
-    return {
-        "stored": stored,
-        "refused": len(refusals),
-        "skipped": len(items) - len(todo),
-        "refused_before": refused_before,
-        "reasons": dict(sorted(Counter(row["reason"] for row in refusals).items())),
-        "refusals": [{key: row[key] for key in ("series_id", "reason", "evidence")} for row in refusals],
-        "failed": failed,
-        "files_ignored": n_ignored,
-        "archive": config.archive,
-        "voxel_mb": round(voxel_bytes / 1e6, 3),
-        "seconds": round(seconds, 3),
-        "mb_per_s": round(voxel_bytes / 1e6 / seconds, 3),
-    }
+    def _flush(self) -> None:
+        """Write the rows that have come to the catalog, then drop the scans that they replace."""
+        self.catalog.upsert(row for _, rows in self.pending for row in rows)
+        for todo, rows in self.pending:
+            for scan_id in todo.scan_ids.difference(row["scan_id"] for row in rows):
+                self.ingester.archive.delete_scan(scan_id)
+        self.pending.clear()
 
+    def _sweep(self) -> None:
+        """Remove scans that were begun and never finished, by runs that were killed, of input that has changed since.
 
-def _find_items(config: PreprocessConfig, files: Sequence[SourceFile]) -> tuple[list[Item], int]:
-    """Everything to be stored or refused, and the number of files that are neither DICOM nor NIfTI."""
-    others = [file for file in files if not is_nifti(file)]
-    batches = [others[at : at + HEADERS_PER_TASK] for at in range(0, len(others), HEADERS_PER_TASK)]
-    instances: list[Instance] = []
-    bad: list[BadFile] = []
-    with track("read headers", len(others)) as advance:
-        for batch, result in run_bounded(_read_headers.remote, batches, 2 * cluster_cpus()):
-            if isinstance(result, Exception):
-                raise Fatal(f"reading headers failed ({type(result).__name__}); run the command again") from result
-            instances += result[0]
-            bad += result[1]
-            advance(len(batch))
-    cases, unpaired = group_nifti([file for file in files if is_nifti(file)], config.nifti)
-    items: list[Item] = [*group_dicom(instances), *cases, *bad, *unpaired]
-    return items, len(others) - len(instances) - len(bad)
+        A complete scan that no row speaks of is left alone: it may be all that is left of a lost catalog.
+        """
+        if self.failed:
+            return  # the next run finishes them
+        archive = self.ingester.archive
+        unnamed = set(archive.store.folders("scans"))
+        for digit in "0123456789abcdef":
+            unnamed.difference_update(self.catalog.bucket(digit)["scan_id"].to_pylist())
+        for scan_id in sorted(unnamed):
+            if not archive.has_scan(scan_id):
+                archive.delete_scan(scan_id)
 
-
-def _is_done(row: Row | None, identity: Identity, config_sha256: str, there: Collection[str]) -> bool:
-    """True where the catalog answers for this very input, and a stored scan is still there.
-
-    A new release, or other limits, look at refused series again.
-    """
-    if row is None or row["instances_sha256"] != identity.digest:
-        return False
-    if row["status"] == "stored":
-        return row["scan_id"] in there
-    return bool(row["config_sha256"] == config_sha256 and row["code_version"] == __version__)
+    def _tell(self, seconds: float) -> None:
+        self.progress.update(
+            done=self.stored + self.refused + self.skipped + len(self.failed),
+            stored=self.stored,
+            refused=self.refused,
+            skipped=self.skipped,
+            failed=len(self.failed),
+            voxel_mb=round(self.voxel_bytes / 1e6, 1),
+            mb_per_s=round(self.voxel_bytes / 1e6 / seconds, 1),
+            seconds=round(seconds, 1),
+        )
 
 
-def _replacing(rows: Iterable[Row], known: dict[str, Row]) -> list[Row]:
-    """The rows to write: a series that was stored once is not lost when its files are found damaged later."""
-    return [
-        row
-        for row in rows
-        if not (row["status"] == "refused" and known.get(row["series_id"], {}).get("status") == "stored")
-    ]
+_JUDGED_BY = {"nifti", "layout", "min_slices", "repair", "deidentify"}
+_KNOWN = ["series_id", "scan_id", "status", "instances_sha256", "config_sha256", "code_version"]
 
 
-def _flush(catalog: Catalog, archive: Archive, rows: Sequence[Row], known: dict[str, Row]) -> None:
-    """Write rows to the catalog, then drop the scans that they replace."""
-    catalog.upsert(rows)
+def _rows_by_series(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:
+    by_series: dict[str, list[Row]] = {}
     for row in rows:
-        before = known.get(row["series_id"])
-        if before and before["status"] == "stored" and before["scan_id"] != row["scan_id"]:
-            archive.delete_scan(before["scan_id"])
+        by_series.setdefault(row["series_id"], []).append(row)
+    return by_series
 
 
 if __name__ == "__main__":

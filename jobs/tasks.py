@@ -37,6 +37,11 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def largest_node_bytes() -> int:
+    """Memory that a task can ask for at most: that of the largest node."""
+    return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
+
+
 def _result(reference: ray.ObjectRef) -> Any | Exception:
     try:
         return ray.get(reference)

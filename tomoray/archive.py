@@ -116,7 +116,7 @@ class Archive:
             raise Fatal(f"{self.url} holds no complete scan {scan_id!r}; tomoray preprocess finishes it") from error
         return Scan(self._scan_store(scan_id), scan_id, mark["attributes"]["tomoray"])
 
-    def write_scan(self, volume: Volume) -> None:
+    def write_scan(self, volume: Volume, header: Mapping[str, Any] | None = None) -> None:
         """Store a scan with its masks; its mark last. A complete one is left alone, an unfinished one rewritten.
 
         Safe to repeat, and for two processes at once: both write the same bytes.
@@ -129,12 +129,14 @@ class Archive:
         if self.has_scan(info.scan_id):
             return
         store = self._scan_store(info.scan_id)
+        store.clear_partial()
         multiscale.write_levels(store, image, self.layout)
         self._write_labels(store, volume.labels, volume.geometry, info.scan_id)
         tomoray = {
             "geometry": dataclasses.asdict(volume.geometry),
             "hu_max": int(image.max()),
             "hu_min": int(image.min()),
+            "header": dict(header or {}),
             "info": dataclasses.asdict(info),
             "labels": sorted(volume.labels),
         }
@@ -162,7 +164,7 @@ class Archive:
         """Remove a scan: its mark first, so that it is never seen in part. Absent is no error."""
         store = self._scan_store(scan_id)
         store.delete([_MARK])
-        store.delete(info.key for info in store.list())
+        store.delete_all()
 
     def _scan_store(self, scan_id: str) -> Store:
         if not _NAME.fullmatch(scan_id):

@@ -54,6 +54,9 @@ class Bucket:
         """Delete in bulk, a thousand a request; absent objects are no error."""
         obstore.delete(self.writer, paths)
 
+    def clear_partial(self, path: str) -> None:
+        """Nothing: an upload that was cut off is no object. A lifecycle rule of the bucket drops its parts."""
+
     def check(self, path: str, *, writable: bool) -> None:
         """Ask for one key with little patience. The right to write shows at the first write."""
         del writable

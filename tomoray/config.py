@@ -60,14 +60,38 @@ class NiftiPattern(Config):
 
 
 class PreprocessConfig(Config):
-    """`jobs.preprocess`: sources -> archive."""
+    """`jobs.preprocess`: sources -> archive.
+
+    Attributes:
+        repair: what is resampled or accepted though it would be refused; every repair is noted in the catalog
+            (docs/reasons.md).
+    """
 
     sources: Annotated[list[Url], Field(min_length=1)]
     archive: Url
     nifti: NiftiPattern = NiftiPattern()
     layout: Layout = Layout()
     min_slices: Positive = 3
+    repair: list[Literal["variable_spacing", "tilt", "missing_uid"]] = []
     in_flight: Annotated[int, Field(ge=0, description="series at work at once; 0: twice the cluster's CPUs")] = 0
+    metrics_port: Annotated[int | None, Field(ge=1, le=65535, description="for Prometheus, on the driver")] = None
+
+
+class PlanConfig(Config):
+    """`jobs.plan`: what preprocessing would take.
+
+    Attributes:
+        node: a kind of machine of the price table.
+        nodes: how many of them.
+        prices: a YAML file with a price table; None: TomoRay's own.
+    """
+
+    sources: Annotated[list[Url], Field(min_length=1)]
+    archive: Url
+    nifti: NiftiPattern = NiftiPattern()
+    node: str = "m7i.4xlarge"
+    nodes: Positive = 10
+    prices: str | None = None
 
 
 class NetworkConfig(Config):

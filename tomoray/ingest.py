@@ -1,29 +1,24 @@
-"""One series into the archive: the plain function behind each Ray task of `jobs.preprocess`."""
+"""One work item into the archive: the plain function behind each Ray task of `jobs.preprocess`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tomoray.archive import Archive
 from tomoray.catalog import refused_row, stored_row
-from tomoray.errors import Refused
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import DicomSeries, LoadedSeries, NiftiCase, load_dicom, load_nifti
-from tomoray.sources import BadFile, read_file
+from tomoray.deidentify import Deidentifier, scrub_uri
+from tomoray.errors import Reason, Refused
+from tomoray.inventory import Inventory, read_heads
+from tomoray.loader import LoadedScan, RefusedPart, load_dicom, load_volume_files
+from tomoray.series import BadFile, DicomSeries, Item, ListedSeries, VolumeCase
+from tomoray.sources import IDC_BUCKET, list_source, read_file
+from tomoray.stack import Rules
 
-Item = DicomSeries | NiftiCase | BadFile
 Row = Mapping[str, Any]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
-    """What an item is called, before any pixel is read."""
-
-    series_id: str
-    patient_id: str
-    digest: str
+WORKER_BYTES = 300_000_000  # a process with its libraries, before it reads anything
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,57 +29,85 @@ class Ingested:
     voxel_bytes: int = 0
 
 
-def identify(item: Item, pseudonyms: Pseudonyms) -> Identity:
-    """The item's pseudonyms and the digest that changes when its files do."""
-    if isinstance(item, BadFile):
-        name = f"file {item.file.key}"
-        return Identity(
-            series_id=pseudonyms.token("series", name),
-            patient_id=pseudonyms.token("patient", name),
-            digest=pseudonyms.digest("instances", [name, str(item.file.size_bytes)]),
+def task_bytes(voxel_bytes: int) -> int:
+    """Memory that ingesting so many voxels takes at most: a worker, the voxels, what is encoded and under way."""
+    return WORKER_BYTES + int(1.6 * voxel_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ingester:
+    """What every task of one run has in common. Pickles.
+
+    Attributes:
+        sources: as the user named them; no other part of a path is written down.
+        config_sha256: of what decides which series are stored, and how.
+    """
+
+    archive: Archive
+    deidentifier: Deidentifier
+    rules: Rules
+    config_sha256: str
+    sources: tuple[str, ...] = ()
+
+    def ingest(self, item: Item) -> Ingested:
+        """Store every scan of one item, and say why the rest is none. Safe to repeat: the same input, the same bytes."""
+        rows: list[Row] = []
+        voxel_bytes = 0
+        for outcome in self._load(item):
+            if isinstance(outcome, RefusedPart):
+                rows.append(self._refused(outcome))
+                continue
+            self.archive.write_scan(outcome.volume, outcome.header.attributes if outcome.header else {})
+            rows.append(stored_row(outcome.volume, self.config_sha256, outcome.header))
+            voxel_bytes += outcome.volume.image_zyx.nbytes
+        return Ingested(rows=tuple(self._under_one_digest(item, rows)), voxel_bytes=voxel_bytes)
+
+    def _load(self, item: Item) -> Iterator[LoadedScan | RefusedPart]:
+        if isinstance(item, BadFile):
+            yield RefusedPart(item=item, refusal=item.refusal)
+        elif isinstance(item, VolumeCase):
+            yield from load_volume_files(item, read_file, self.deidentifier, self.rules, source_uri=self._lineage(item.root))
+        elif isinstance(item, DicomSeries):
+            yield from load_dicom(item, read_file, self.deidentifier, self.rules, source_uri=self._lineage(item.root))
+        else:
+            yield from self._load_listed(item)
+
+    def _load_listed(self, item: ListedSeries) -> Iterator[LoadedScan | RefusedPart]:
+        heads = read_heads(list(list_source(item.root)))
+        with Inventory() as inventory:
+            inventory.add_heads(heads.heads)
+            inventory.add_items(heads.bad, self.deidentifier.pseudonyms)
+            inventory.seal(self.deidentifier.pseudonyms)
+            found = [entry.item for entry in inventory.entries()]
+        if not found:
+            yield RefusedPart(item=item, refusal=Refused(Reason.NOT_AN_IMAGE, "its source holds no DICOM file"))
+        for each in found:
+            yield from self._load(each)
+
+    def _under_one_digest(self, item: Item, rows: list[Row]) -> list[Row]:
+        """Rows of a listed series carry the listing's digest, by which the next run knows that it is done."""
+        if not isinstance(item, ListedSeries):
+            return rows
+        identity = item.identify(self.deidentifier.pseudonyms)
+        return [{**row, "series_id": identity.series_id, "instances_sha256": identity.digest} for row in rows]
+
+    def _refused(self, part: RefusedPart) -> Row:
+        source_uri = self._lineage(part.item.root)
+        return refused_row(
+            part.item.identify(self.deidentifier.pseudonyms),
+            part.refusal,
+            part=part.part,
+            n_instances=part.n_instances,
+            source_uri=scrub_uri(source_uri, part.header.identifiers) if part.header else source_uri,
+            config_sha256=self.config_sha256,
+            header=part.header,
         )
-    return Identity(
-        series_id=item.series_id(pseudonyms), patient_id=item.patient_id(pseudonyms), digest=item.digest(pseudonyms)
-    )
 
-
-def ingest(item: Item, archive: Archive, pseudonyms: Pseudonyms, *, min_slices: int, config_sha256: str) -> Ingested:
-    """Load one series and write it to the archive, or say why not. Safe to repeat: the same input, the same bytes."""
-    try:
-        loaded = _load(item, pseudonyms, min_slices)
-    except Refused as refusal:
-        return Ingested(rows=(_refused(item, refusal, pseudonyms, config_sha256),))
-    archive.write_scan(loaded.volume)
-    unfit = (_refused(label, refusal, pseudonyms, config_sha256) for label, refusal in loaded.refused_labels)
-    return Ingested(
-        rows=(stored_row(loaded.volume, config_sha256), *unfit), voxel_bytes=int(loaded.volume.image_zyx.nbytes)
-    )
-
-
-def _load(item: Item, pseudonyms: Pseudonyms, min_slices: int) -> LoadedSeries:
-    if isinstance(item, BadFile):
-        raise item.refusal
-    if isinstance(item, NiftiCase):
-        return load_nifti(item, read_file, pseudonyms, min_slices=min_slices)
-    return load_dicom(item, read_file, pseudonyms, min_slices=min_slices)
-
-
-def _refused(item: Item, refusal: Refused, pseudonyms: Pseudonyms, config_sha256: str) -> Row:
-    identity = identify(item, pseudonyms)
-    first = item.instances[0] if isinstance(item, DicomSeries) else None
-    return refused_row(
-        series_id=identity.series_id,
-        patient_id=identity.patient_id,
-        source_uri=item.file.root if isinstance(item, BadFile) else item.root,
-        n_instances=len(item.instances) if isinstance(item, DicomSeries) else 1,
-        instances_sha256=identity.digest,
-        reason=refusal.reason,
-        evidence=refusal.evidence,
-        config_sha256=config_sha256,
-        manufacturer=first.manufacturer if first else None,
-        model=first.model if first else None,
-        kernel=first.kernel if first else None,
-        slice_thickness_mm=first.slice_thickness_mm if first else None,
-        sex=first.sex if first else None,
-        age_years=first.age_years if first else None,
-    )
+    def _lineage(self, root: str) -> str:
+        """Where an item came from, as far as it can be written down: names below a source may name patients."""
+        if root in self.sources or root.startswith(IDC_BUCKET):
+            return root
+        if root.startswith("dicomweb+"):
+            return root.partition("?")[0].partition("/studies/")[0]
+        above = [source for source in self.sources if root.startswith(source.rstrip("/") + "/")]
+        return f"{max(above, key=len)}/…" if above else "…"

@@ -20,10 +20,10 @@ class Advance(Protocol):
 
 
 @contextmanager
-def track(what: str, total: int) -> Iterator[Advance]:
+def track(what: str, total: int | None) -> Iterator[Advance]:
     """Show a bar named `what`; call the yielded function with the number of items just done.
 
-    Safe where stderr is not a terminal: then one line is printed at the end.
+    `total` None: it is not known yet. Safe where stderr is not a terminal: then one line is printed at the end.
     """
     columns = (
         TextColumn("{task.description}"),

@@ -7,6 +7,7 @@ same archive, on disk and on S3.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -118,6 +119,15 @@ class Store:
             with self._translated(""):
                 self._place.delete(paths)
 
+    def delete_all(self) -> None:
+        """Delete every object below this prefix, and what writers that were killed left unfinished there."""
+        self.delete(info.key for info in self.list())
+        self._place.clear_partial(self._prefix)
+
+    def clear_partial(self) -> None:
+        """Remove what writers that were killed left unfinished below this prefix. Objects stay."""
+        self._place.clear_partial(self._prefix)
+
     def check(self, *, writable: bool = True) -> None:
         """Raise `Fatal` in one line, within about ten seconds, where this place cannot be used.
 
@@ -193,6 +203,7 @@ class _Place(Protocol):
     @property
     def writer(self) -> LocalStore | S3Store: ...
     def delete(self, paths: list[str]) -> None: ...
+    def clear_partial(self, path: str) -> None: ...
     def check(self, path: str, *, writable: bool) -> None: ...
     def kvstore(self, path: str) -> dict[str, Any]: ...
     def arrow(self, path: str) -> tuple[fs.FileSystem, str]: ...
@@ -224,6 +235,16 @@ class _Folder:
         for path in paths:
             with suppress(FileNotFoundError):
                 obstore.delete(self.reader, path)
+
+    def clear_partial(self, path: str) -> None:
+        """Objects are written under a name that ends in `#` and a number, and renamed; then empty folders go."""
+        folder = self._root / path
+        for parent, _, names in os.walk(folder, topdown=False):
+            for name in names:
+                if re.search(r"#\d+$", name):
+                    Path(parent, name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                Path(parent).rmdir()
 
     def check(self, path: str, *, writable: bool) -> None:
         folder = self._root / path

@@ -38,6 +38,7 @@ class ScanInfo:
     """Provenance of a scan. Every identifier in it is a keyed pseudonym.
 
     Attributes:
+        part: which scan of its series, where that holds several, such as "acquisition 2".
         instances_sha256: keyed digest of the instances' UIDs and sizes; the same input gives the same one without
             decoding anything.
         input_sha256: digest of the SHA-256 of every file read, in plane order.
@@ -52,9 +53,12 @@ class ScanInfo:
     instances_sha256: str
     input_sha256: str
     uids: ScanUids
+    part: str = ""
     manufacturer: str | None = None
     model: str | None = None
     kernel: str | None = None
+    kvp: float | None = None
+    body_part: str | None = None
     slice_thickness_mm: float | None = None
     sex: str | None = None
     age_years: float | None = None
