@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from struct import Struct
 
-from pydicom.charset import convert_encodings
+from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
-from pydicom.values import convert_string
 
 META_LENGTH = 0x00020000
 TRANSFER_SYNTAX = 0x00020010
@@ -396,11 +394,11 @@ def _check_character_set(value: bytes) -> None:
         raise Unusual
 
 
-@lru_cache(maxsize=64)
 def _is_character_set(value: bytes) -> bool:
-    """Whether the general parser knows it; ASCII text is the same in each that it knows."""
-    try:
-        convert_encodings(convert_string(value, True))
-    except Exception:  # broken bytes can raise anything
-        return False
-    return True
+    """Whether it is one, or several with code extensions (PS3.3 C.12.1.1.2): ASCII text is the same in each."""
+    names = [name.strip() for name in value.decode().rstrip(" \0").split("\\")]
+    known = all(name in python_encoding for name in names)
+    return known and (len(names) == 1 or all(name in ("", *_EXTENDED) for name in names))
+
+
+_EXTENDED = frozenset(name for name in python_encoding if name.startswith("ISO 2022 IR"))
