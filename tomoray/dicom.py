@@ -6,62 +6,95 @@ before anything is stored, logged or raised.
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
 
-from pydicom import Dataset, config
-from pydicom.datadict import tag_for_keyword
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import dcmread, read_partial
-from pydicom.tag import BaseTag
+from tomoray import datasets, elements
+from tomoray.datasets import NotDicomError, quiet_pydicom, read_dataset
+from tomoray.elements import Elements, Unusual, Values
+
+__all__ = [
+    "CT_IMAGE_STORAGE",
+    "ENHANCED_CT_STORAGE",
+    "HEAD_BYTES",
+    "MEDIA_DIRECTORY_STORAGE",
+    "SECONDARY_CAPTURE_PREFIX",
+    "SEGMENTATION_STORAGE",
+    "STRUCTURE_SET_STORAGE",
+    "Instance",
+    "NotDicomError",
+    "PixelFormat",
+    "Plane",
+    "looks_like_dicom",
+    "quiet_pydicom",
+    "read_dataset",
+    "read_instance",
+]
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 SECONDARY_CAPTURE_PREFIX = "1.2.840.10008.5.1.4.1.1.7"
 SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+STRUCTURE_SET_STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 MEDIA_DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
 
 HEAD_BYTES = 65_536  # enough for the header of nearly every classic CT instance
 
-_FIRST_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_KEYWORDS = (
-    "AcquisitionNumber",
-    "BitsAllocated",
-    "BitsStored",
-    "BurnedInAnnotation",
-    "Columns",
-    "ConvolutionKernel",
-    "FrameOfReferenceUID",
-    "HighBit",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImageType",
-    "InstanceNumber",
-    "LossyImageCompression",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "Modality",
-    "NumberOfFrames",
-    "PatientAge",
-    "PatientID",
-    "PatientSex",
-    "PixelSpacing",
-    "ReferencedSeriesSequence",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "Rows",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "SliceThickness",
-    "StudyInstanceUID",
-)
-_TAGS = [cast("int", tag_for_keyword(keyword)) for keyword in _KEYWORDS]
+_LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (50, 51, 81, 91, 203))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plane:
+    """One slice: a classic instance has one, an enhanced multi-frame instance one per frame.
+
+    Missing or malformed values are None (or empty).
+
+    Attributes:
+        frame: 0-based index in its file.
+        orientation: row and column direction cosines, LPS (PS3.3 C.7.6.2.1.1).
+        position: centre of the first voxel, LPS mm.
+        pixel_spacing: between rows, between columns, mm.
+        image_type: upper case; of the frame (FrameType) where the instance is enhanced.
+        trigger_time_ms: TriggerTime, or NominalCardiacTriggerDelayTime.
+        temporal_position: TemporalPositionIdentifier, or TemporalPositionIndex.
+        instance_number: InstanceNumber; of an enhanced instance, frame + 1.
+    """
+
+    frame: int
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None
+    slope: float | None
+    intercept: float | None
+    rescale_type: str
+    slice_thickness_mm: float | None
+    image_type: tuple[str, ...]
+    acquisition_number: int | None
+    trigger_time_ms: float | None
+    temporal_position: int | None
+    instance_number: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelFormat:
+    """How the pixels are stored (PS3.3 C.7.6.3). Missing values are None.
+
+    Attributes:
+        padding: PixelPaddingValue as an unsigned number, whatever the sign of the pixels (see `pixels`).
+        padding_limit: PixelPaddingRangeLimit, likewise.
+        offset: where the value of Pixel Data starts in the file; None where there is none, or the file is deflated.
+        length: its bytes; None where undefined (encapsulated).
+    """
+
+    photometric: str
+    samples: int | None
+    bits_allocated: int | None
+    bits_stored: int | None
+    high_bit: int | None
+    signed: bool
+    padding: int | None
+    padding_limit: int | None
+    offset: int | None
+    length: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +103,10 @@ class Instance:
 
     Attributes:
         root: the source it came from; `key` names the file in it.
-        orientation: row and column direction cosines, LPS (PS3.3 C.7.6.2.1.1).
-        position: centre of the first voxel, LPS mm.
-        pixel_spacing: between rows, between columns, mm.
-        referenced_series: for a segmentation, the series it was drawn on.
+        n_frames: as the header says; 1 where it says nothing, 0 where that is no number.
+        planes: one of a classic image, `n_frames` of an enhanced CT whose functional groups are whole; else none.
+        lossy: the header says so, or says nothing and the transfer syntax is a lossy one.
+        referenced_series: for a segmentation or a structure set, the series it was drawn on.
     """
 
     root: str
@@ -90,26 +123,20 @@ class Instance:
     image_type: tuple[str, ...]
     rows: int | None
     columns: int | None
-    orientation: tuple[float, ...] | None
-    position: tuple[float, ...] | None
-    pixel_spacing: tuple[float, ...] | None
-    slope: float | None
-    intercept: float | None
-    rescale_type: str
-    instance_number: int | None
+    n_frames: int
+    planes: tuple[Plane, ...]
+    pixels: PixelFormat
     burned_in: bool
     lossy: bool
+    gantry_tilt_degrees: float | None
     referenced_series: str
     manufacturer: str | None
     model: str | None
     kernel: str | None
-    slice_thickness_mm: float | None
+    kvp: float | None
     sex: str | None
     age_years: float | None
-
-
-class NotDicomError(Exception):
-    """The bytes are not a DICOM file; the message says why, without quoting them."""
+    body_part: str | None
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -119,7 +146,7 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[:2] in (b"\x02\x00", b"\x08\x00") and head[2:4] != b"\x00\x00" and head[4:6].isalpha()
 
 
-def read_instance(data: bytes, *, root: str, key: str, size_bytes: int) -> Instance | None:
+def read_instance(data: bytes | memoryview, *, root: str, key: str, size_bytes: int) -> Instance | None:
     """Read the header from the first bytes of a file.
 
     Args:
@@ -135,126 +162,136 @@ def read_instance(data: bytes, *, root: str, key: str, size_bytes: int) -> Insta
         NotDicomError: the bytes are no readable DICOM file.
     """
     whole = len(data) >= size_bytes
-    reached_pixels = False
-
-    def at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        nonlocal reached_pixels
-        reached_pixels = reached_pixels or tag in _FIRST_PIXEL_TAGS
-        return reached_pixels
-
     try:
-        with quiet_pydicom():
-            dataset = read_partial(io.BytesIO(data), at_pixels, specific_tags=list(_TAGS))
-            if not (whole or reached_pixels):
-                return None
-            return _instance(dataset, root, key, size_bytes)
-    except InvalidDicomError as error:
-        raise NotDicomError("no DICOM preamble") from error
-    except Exception as error:  # a parser of broken bytes can raise anything; each file must be accounted for
-        if not whole:
-            return None
-        raise NotDicomError(f"the header cannot be parsed ({type(error).__name__})") from error
+        found = elements.walk(data, whole=whole)
+    except Unusual:
+        found = datasets.parse(data, whole=whole)
+    return None if found is None else instance_of(found, root=root, key=key, size_bytes=size_bytes)
 
 
-def read_dataset(data: bytes) -> Dataset:
-    """Read a whole file. Raises `NotDicomError` where it cannot be parsed."""
-    try:
-        with quiet_pydicom():
-            return dcmread(io.BytesIO(data))
-    except Exception as error:  # as above
-        raise NotDicomError(f"the file cannot be parsed ({type(error).__name__})") from error
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """No value validation and no warnings from pydicom: its messages quote values, which may name a patient."""
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _instance(dataset: Dataset, root: str, key: str, size_bytes: int) -> Instance:
-    meta = getattr(dataset, "file_meta", None) or Dataset()
+def instance_of(found: Elements, *, root: str, key: str, size_bytes: int) -> Instance:
+    """What the elements of a header say."""
+    get = found.values.get
+    sop_class = _text(get(elements.SOP_CLASS))
+    n_frames = _n_frames(get(elements.N_FRAMES))
+    sex = _text(get(elements.PATIENT_SEX)).upper()
+    claim = _text(get(elements.LOSSY))
     return Instance(
         root=root,
         key=key,
         size_bytes=size_bytes,
-        transfer_syntax=_text(meta, "TransferSyntaxUID"),
-        sop_class=_text(dataset, "SOPClassUID"),
-        sop_uid=_text(dataset, "SOPInstanceUID"),
-        series_uid=_text(dataset, "SeriesInstanceUID"),
-        study_uid=_text(dataset, "StudyInstanceUID"),
-        frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
-        patient_id=_text(dataset, "PatientID"),
-        modality=_text(dataset, "Modality"),
-        image_type=tuple(part.strip().upper() for part in _text(dataset, "ImageType").split("\\")),
-        rows=_integer(dataset, "Rows"),
-        columns=_integer(dataset, "Columns"),
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-        position=_numbers(dataset, "ImagePositionPatient", 3),
-        pixel_spacing=_numbers(dataset, "PixelSpacing", 2),
-        slope=_number(dataset, "RescaleSlope"),
-        intercept=_number(dataset, "RescaleIntercept"),
-        rescale_type=_text(dataset, "RescaleType").upper(),
-        instance_number=_integer(dataset, "InstanceNumber"),
-        burned_in=_text(dataset, "BurnedInAnnotation").upper() == "YES",
-        lossy=_text(dataset, "LossyImageCompression") == "01",
-        referenced_series=_referenced_series(dataset),
-        manufacturer=_text(dataset, "Manufacturer") or None,
-        model=_text(dataset, "ManufacturerModelName") or None,
-        kernel=_text(dataset, "ConvolutionKernel") or None,
-        slice_thickness_mm=_number(dataset, "SliceThickness"),
-        sex=_text(dataset, "PatientSex").upper() if _text(dataset, "PatientSex").upper() in ("F", "M", "O") else None,
-        age_years=_age_years(_text(dataset, "PatientAge")),
+        transfer_syntax=found.transfer_syntax,
+        sop_class=sop_class,
+        sop_uid=_text(get(elements.SOP_UID)),
+        series_uid=_text(get(elements.SERIES_UID)),
+        study_uid=_text(get(elements.STUDY_UID)),
+        frame_of_reference_uid=_text(get(elements.FRAME_OF_REFERENCE)),
+        patient_id=_text(get(elements.PATIENT_ID)),
+        modality=_text(get(elements.MODALITY)),
+        image_type=_image_type(get(elements.IMAGE_TYPE)),
+        rows=_short(get(elements.ROWS)),
+        columns=_short(get(elements.COLUMNS)),
+        n_frames=n_frames,
+        planes=_planes(found, sop_class, n_frames),
+        pixels=PixelFormat(
+            photometric=_text(get(elements.PHOTOMETRIC)),
+            samples=_short(get(elements.SAMPLES)),
+            bits_allocated=_short(get(elements.BITS_ALLOCATED)),
+            bits_stored=_short(get(elements.BITS_STORED)),
+            high_bit=_short(get(elements.HIGH_BIT)),
+            signed=_short(get(elements.PIXEL_REPRESENTATION)) == 1,
+            padding=_short(get(elements.PADDING)),
+            padding_limit=_short(get(elements.PADDING_LIMIT)),
+            offset=found.pixels_offset,
+            length=found.pixels_length,
+        ),
+        burned_in=_text(get(elements.BURNED_IN)).upper() == "YES",
+        lossy=claim == "01" or (claim != "00" and found.transfer_syntax in _LOSSY_SYNTAXES),
+        gantry_tilt_degrees=_number(get(elements.GANTRY_TILT)),
+        referenced_series=found.referenced_series,
+        manufacturer=_text(get(elements.MANUFACTURER)) or None,
+        model=_text(get(elements.MODEL)) or None,
+        kernel=_text(get(elements.KERNEL)) or None,
+        kvp=_number(get(elements.KVP)),
+        sex=sex if sex in ("F", "M", "O") else None,
+        age_years=_age_years(_text(get(elements.PATIENT_AGE))),
+        body_part=_text(get(elements.BODY_PART)) or None,
     )
 
 
-def _value(dataset: Dataset, keyword: str) -> Any:
-    try:
-        return dataset.get(keyword)
-    except Exception:  # a malformed element; the caller treats it as missing
+def _planes(found: Elements, sop_class: str, n_frames: int) -> tuple[Plane, ...]:
+    if sop_class in ENHANCED_CT_STORAGE:
+        if len(found.frames) != n_frames:
+            return ()
+        return tuple(_plane(values, frame, frame + 1) for frame, values in enumerate(found.frames))
+    if n_frames != 1 or sop_class in (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE):
+        return ()
+    return (_plane(found.values, 0, _integer(found.values.get(elements.INSTANCE_NUMBER))),)
+
+
+def _plane(values: Values, frame: int, instance_number: int | None) -> Plane:
+    get = values.get
+    return Plane(
+        frame=frame,
+        orientation=_numbers(get(elements.ORIENTATION), 6),
+        position=_numbers(get(elements.POSITION), 3),
+        pixel_spacing=_numbers(get(elements.PIXEL_SPACING), 2),
+        slope=_number(get(elements.SLOPE)),
+        intercept=_number(get(elements.INTERCEPT)),
+        rescale_type=_text(get(elements.RESCALE_TYPE)).upper(),
+        slice_thickness_mm=_number(get(elements.SLICE_THICKNESS)),
+        image_type=_image_type(get(elements.IMAGE_TYPE)),
+        acquisition_number=_integer(get(elements.ACQUISITION_NUMBER)),
+        trigger_time_ms=_number(get(elements.TRIGGER_TIME)),
+        temporal_position=_integer(get(elements.TEMPORAL_POSITION)),
+        instance_number=instance_number,
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode(errors="replace").strip(" \0") if value else ""
+
+
+def _image_type(value: bytes | None) -> tuple[str, ...]:
+    return tuple(part.strip(" \0").upper() for part in _text(value).split("\\"))
+
+
+def _numbers(value: bytes | None, count: int) -> tuple[float, ...] | None:
+    """Finite decimal strings, or None where there are not `count`."""
+    if not value or b"_" in value:  # float() would take 1_000 for a number
         return None
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = _value(dataset, keyword)
-    if value is None:
-        return ""
-    parts = [value] if isinstance(value, (str, int, float)) or not hasattr(value, "__iter__") else value
-    return "\\".join(str(part) for part in parts).strip(" \0")
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    value = _value(dataset, keyword)
     try:
-        numbers = tuple(float(part) for part in value)
-    except (TypeError, ValueError):
+        numbers = tuple([float(part) for part in value.strip(b" \0").split(b"\\")])
+    except ValueError:
         return None
     finite = all(abs(number) < 1e9 for number in numbers)  # false for nan too
     return numbers if len(numbers) == count and finite else None
 
 
-def _number(dataset: Dataset, keyword: str) -> float | None:
-    try:
-        number = float(_value(dataset, keyword))
-    except (TypeError, ValueError):
-        return None
-    return number if abs(number) < 1e9 else None
+def _number(value: bytes | None) -> float | None:
+    numbers = _numbers(value, 1)
+    return numbers[0] if numbers else None
 
 
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    number = _number(dataset, keyword)
+def _integer(value: bytes | None) -> int | None:
+    number = _number(value)
     return int(number) if number is not None and number.is_integer() else None
 
 
-def _referenced_series(dataset: Dataset) -> str:
-    sequence = _value(dataset, "ReferencedSeriesSequence")
-    return _text(sequence[0], "SeriesInstanceUID") if sequence else ""
+def _short(value: bytes | None) -> int | None:
+    """An unsigned 16-bit number."""
+    return int.from_bytes(value, "little") if value and len(value) == 2 else None
+
+
+def _n_frames(value: bytes | None) -> int:
+    if value is None or not value.strip(b" \0"):
+        return 1
+    return max(_integer(value) or 0, 0)
 
 
 def _age_years(age: str) -> float | None:
     """Years from an Age String such as 045Y, 018M, 003W, 010D (PS3.5 6.2)."""
     per_year = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
-    if len(age) != 4 or not age[:3].isdigit() or age[3] not in per_year:
+    if len(age) != 4 or not age[:3].isdecimal() or age[3] not in per_year:
         return None
     return round(int(age[:3]) / per_year[age[3]], 2)
