@@ -103,7 +103,6 @@ class Ingester:
             header=part.header,
         )
 
-<<<<<<< HEAD
     def _lineage(self, root: str) -> str:
         """Where an item came from, as far as it can be written down: names below a source may name patients."""
         if root in self.sources or root.startswith(IDC_BUCKET):
@@ -112,47 +111,3 @@ class Ingester:
             return root.partition("?")[0].partition("/studies/")[0]
         above = [source for source in self.sources if root.startswith(source.rstrip("/") + "/")]
         return f"{max(above, key=len)}/…" if above else "…"
-=======
-
-def ingest(item: Item, archive: Archive, pseudonyms: Pseudonyms, *, min_slices: int, config_sha256: str) -> Ingested:
-    """Load one series and write it to the archive, or say why not. Safe to repeat: the same input, the same bytes."""
-    try:
-        loaded = _load(item, pseudonyms, min_slices)
-    except Refused as refusal:
-        return Ingested(rows=(_refused(item, refusal, pseudonyms, config_sha256),))
-    archive.write_scan(loaded.volume)
-    unfit = (_refused(label, refusal, pseudonyms, config_sha256) for label, refusal in loaded.refused_labels)
-    return Ingested(
-        rows=(stored_row(loaded.volume, config_sha256), *unfit), voxel_bytes=int(loaded.volume.image_zyx.nbytes)
-    )
-
-
-def _load(item: Item, pseudonyms: Pseudonyms, min_slices: int) -> LoadedSeries:
-    if isinstance(item, BadFile):
-        raise item.refusal
-    if isinstance(item, NiftiCase):
-        return load_nifti(item, read_file, pseudonyms, min_slices=min_slices)
-    return load_dicom(item, read_file, pseudonyms, min_slices=min_slices)
-
-
-def _refused(item: Item, refusal: Refused, pseudonyms: Pseudonyms, config_sha256: str) -> Row:
-    identity = identify(item, pseudonyms)
-    first = item.instances[0] if isinstance(item, DicomSeries) else None
-    plane = first.planes[0] if first and first.planes else None
-    return refused_row(
-        series_id=identity.series_id,
-        patient_id=identity.patient_id,
-        source_uri=item.file.root if isinstance(item, BadFile) else item.root,
-        n_instances=len(item.instances) if isinstance(item, DicomSeries) else 1,
-        instances_sha256=identity.digest,
-        reason=refusal.reason,
-        evidence=refusal.evidence,
-        config_sha256=config_sha256,
-        manufacturer=first.manufacturer if first else None,
-        model=first.model if first else None,
-        kernel=first.kernel if first else None,
-        slice_thickness_mm=plane.slice_thickness_mm if plane else None,
-        sex=first.sex if first else None,
-        age_years=first.age_years if first else None,
-    )
->>>>>>> headers
