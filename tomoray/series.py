@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from pydicom import Dataset
 
 from tomoray import nifti
+from tomoray.assembly import assemble
 from tomoray.dicom import Instance, NotDicomError, read_dataset
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.pixels import decode_hu
 from tomoray.pseudonyms import Pseudonyms
-from tomoray.stack import Stack, build_stack
+from tomoray.slices import PlaneRef
+from tomoray.stack import Rules, Stack
 from tomoray.volume import AIR_HU, LABEL_NAME, Mask, ScanInfo, ScanUids, Volume
 
 Read = Callable[[str, str], bytes]  # (root, key) -> the file's bytes
@@ -108,15 +109,15 @@ def load_dicom(series: DicomSeries, read: Read, pseudonyms: Pseudonyms, *, min_s
     Raises:
         Refused: the series is not understood.
     """
-    instances = _drop_copies(series.instances, read)
-    stack = build_stack(instances, min_slices)
+    stack = _only_stack(series.instances, read, min_slices)
     image = np.empty(stack.geometry.shape_zyx, dtype=np.int16)
     headers, file_digests, padded = [], {}, 0
-    for plane, instance in enumerate(stack.instances):
+    for z, ref in enumerate(stack.planes):
+        instance = series.instances[ref.instance]
         data = read(instance.root, instance.key)
         file_digests[instance.key] = hashlib.sha256(data).hexdigest()
         dataset = _reread(data, instance)
-        padded += decode_hu(data, instance, 0, image[plane])
+        padded += decode_hu(data, instance, ref.plane, image[z])
         del dataset.PixelData
         headers.append(dataset)
 
@@ -136,8 +137,6 @@ def load_dicom(series: DicomSeries, read: Read, pseudonyms: Pseudonyms, *, min_s
         file_digests[segmentation.key] = hashlib.sha256(data).hexdigest()
 
     notes = list(stack.notes)
-    if len(instances) < len(series.instances):
-        notes.append(f"{len(series.instances) - len(instances)} identical copies of instances were left out")
     if padded:
         notes.append(f"{padded} padding voxels were set to {AIR_HU} HU")
     info = _info(series, stack, pseudonyms, file_digests, notes)
@@ -185,19 +184,21 @@ def load_nifti(case: NiftiCase, read: Read, pseudonyms: Pseudonyms, *, min_slice
     return LoadedSeries(volume=volume, refused_labels=tuple(refused_labels))
 
 
-def _drop_copies(instances: Sequence[Instance], read: Read) -> list[Instance]:
-    """Keep one of each SOP Instance UID. Copies must be the same to the byte."""
-    by_uid: dict[str, list[Instance]] = {}
-    for instance in instances:
-        by_uid.setdefault(instance.sop_uid or instance.key, []).append(instance)
-    for copies in by_uid.values():
-        if len(copies) > 1:
-            found = [hashlib.sha256(read(copy.root, copy.key)).hexdigest() for copy in copies]
-            if any(a != b for a, b in pairwise(found)):
-                raise Refused(
-                    Reason.DUPLICATE_INSTANCE, f"{len(copies)} different files carry one instance UID; wanted one"
-                )
-    return [copies[0] for copies in by_uid.values()]
+def _only_stack(instances: Sequence[Instance], read: Read, min_slices: int) -> Stack:
+    """The one scan of a series that is nothing else."""
+
+    def hu(ref: PlaneRef) -> np.ndarray:
+        instance = instances[ref.instance]
+        image = np.empty((instance.rows or 0, instance.columns or 0), dtype=np.int16)
+        decode_hu(read(instance.root, instance.key), instance, ref.plane, image)
+        return image
+
+    stacks, rejected = assemble(instances, Rules(min_slices=min_slices), lambda a, b: np.array_equal(hu(a), hu(b)))
+    if rejected:
+        raise rejected[-1].refusal
+    if len(stacks) > 1:
+        raise Refused(Reason.SEVERAL_SCANS, f"found {len(stacks)} scans under one series UID; wanted one")
+    return stacks[0]
 
 
 def _reread(data: bytes, instance: Instance) -> Dataset:
@@ -213,22 +214,23 @@ def _reread(data: bytes, instance: Instance) -> Dataset:
 def _info(
     series: DicomSeries, stack: Stack, pseudonyms: Pseudonyms, file_digests: dict[str, str], notes: Iterable[str]
 ) -> ScanInfo:
-    first = stack.instances[0]
+    instances = [series.instances[ref.instance] for ref in stack.planes]
+    first = instances[0]
     digest = series.digest(pseudonyms)
-    files = [*stack.instances, *(s for s in series.segmentations if s.key in file_digests)]
+    files = [*instances, *(s for s in series.segmentations if s.key in file_digests)]
     return ScanInfo(
         scan_id=pseudonyms.token("scan", first.series_uid, digest),
         series_id=series.series_id(pseudonyms),
         patient_id=series.patient_id(pseudonyms),
         source_uri=series.root,
-        n_instances=len(stack.instances),
+        n_instances=len(instances),
         instances_sha256=digest,
         input_sha256=_digest_of(file_digests[file.key] for file in files),
         uids=ScanUids(
             study=pseudonyms.uid("study", first.study_uid),
             series=pseudonyms.uid("series", first.series_uid),
             frame_of_reference=pseudonyms.uid("frame", first.frame_of_reference_uid or first.series_uid),
-            instances=tuple(pseudonyms.uid("instance", instance.sop_uid) for instance in stack.instances),
+            instances=tuple(pseudonyms.uid("instance", instance.sop_uid) for instance in instances),
         ),
         manufacturer=first.manufacturer,
         model=first.model,
