@@ -1,222 +1,263 @@
-"""From slices to one regular grid, or a refusal that says what was found.
+"""Slices alike in geometry to one regular grid, or a refusal that says what was found.
 
-Positions decide, never file names or InstanceNumber. Nothing is repaired silently: a stack whose slices do not
-lie on one regular grid is refused.
+Nothing is repaired unless `Rules` asks for it, and then it is noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tomoray.dicom import (
-    CT_IMAGE_STORAGE,
-    ENHANCED_CT_STORAGE,
-    SECONDARY_CAPTURE_PREFIX,
-    SEGMENTATION_STORAGE,
-    Instance,
-)
+from tomoray import grid
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
+from tomoray.resample import resample_planes
+from tomoray.slices import PlaneRef, SamePixels, Slice, check_rescale, known
 
-DIRECTION_TOLERANCE = 1e-3  # of a direction cosine
-POSITION_TOLERANCE_MM = 0.02  # plus one percent of the step: rounding in the header, never a missing slice
-SHEAR_TOLERANCE_MM = 0.1  # how far slices may slide sideways, over the whole stack
+REPAIRS = frozenset({"missing_uid", "tilt", "variable_spacing"})
 
-T = TypeVar("T")
 
-_REFORMATS = {"REFORMATTED", "MPR", "CSA MPR", "PROJECTION IMAGE", "MIP", "MINIP", "AVERAGE", "CPR", "CSAPARALLEL"}
-_NOT_PLAIN = {"SCREEN SAVE", "DOSE_INFO", "PERFUSION"}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """What a stack must be.
+
+    Attributes:
+        min_slices: fewer are refused; 2 at least, as one slice has no step.
+        repairs: of `REPAIRS`, what may be repaired instead of refused or stored sheared.
+    """
+
+    min_slices: int = 3
+    repairs: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.repairs - REPAIRS)
+        if unknown:
+            raise ValueError(f"unknown repair {unknown[0]!r}; wanted some of {', '.join(sorted(REPAIRS))}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repair:
+    """How the voxels that are stored come from those that were scanned (see `apply_repair`).
+
+    Attributes:
+        kind: "variable_spacing", "tilt", or "tilt+variable_spacing".
+        source_shape_zyx: of the planes as scanned.
+        source_positions: centre of the first voxel of each, in plane order, LPS mm, without the header's rounding of
+            what is regular.
+    """
+
+    kind: str
+    source_shape_zyx: tuple[int, int, int]
+    source_positions: tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stack:
-    """Slices in plane order, growing along the normal, and the grid they lie on."""
+    """Planes that make one scan, and the grid it is stored on.
 
-    instances: tuple[Instance, ...]
+    Attributes:
+        part: "" where the series is this scan and nothing else; else a short name, without patient data.
+        planes: in plane order, growing along the normal.
+        geometry: of the voxels that are stored: after the repair, where there is one.
+        notes: what was decided on the way, in plain words.
+        dropped: identical copies of planes, left out.
+        repair: None where planes are stored as they are.
+    """
+
+    part: str
+    planes: tuple[PlaneRef, ...]
     geometry: Geometry
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    dropped: tuple[PlaneRef, ...] = ()
+    repair: Repair | None = None
 
 
-def build_stack(instances: Sequence[Instance], min_slices: int) -> Stack:
-    """Sort the slices of one series by position and prove that they make one regular grid.
+def build_stack(slices: Sequence[Slice], rules: Rules, same_pixels: SamePixels) -> Stack:
+    """Sort slices by position and prove that they make one regular grid, or can be made one by the repairs in `rules`.
 
-    The affine follows PS3.3 C.7.6.2.1.1, with the step along the normal measured over the whole stack.
+    The affine follows PS3.3 C.7.6.2.1.1; the vector from slice to slice is measured over the whole stack. Where slices
+    slide sideways, as under a tilted gantry, it leans: the grid is sheared, and exact.
+
+    Args:
+        slices: of one size, orientation and pixel spacing, with whole headers.
+        rules: what the stack must be.
+        same_pixels: as in `assembly.assemble`.
 
     Raises:
         Refused: with the reason and what was found and wanted.
     """
-    _check_kind(instances)
-    _check_headers(instances)
-    if len(instances) < min_slices:
-        raise Refused(Reason.TOO_FEW_SLICES, f"found {len(instances)} slices, wanted {min_slices} or more")
+    _check_count(slices, rules)
+    check_rescale(slices)
+    along_row, along_column, normal = grid.axes(known(slices[0].plane.orientation))
+    ordered = _drop_plane_copies(sorted(slices, key=lambda s: float(np.dot(s.position, normal))), normal, same_pixels)
+    _check_count(ordered, rules)
 
-    first = instances[0]
-    rows, columns = _known(first.rows), _known(first.columns)
-    row_mm, column_mm = _known(first.planes[0].pixel_spacing)
-    along_row, along_column = _directions(instances)
-    normal = np.cross(along_row, along_column)
+    positions = np.array([s.position for s in ordered])
+    slide = grid.slide(positions, normal)
+    tilt_notes = _tilt_notes(ordered, grid.tilt_degrees(slide), normal)
+    heights_mm = (positions - positions[0]) @ normal
+    step_mm, repairs = _step(heights_mm, sheared=bool(slide.any()), rules=rules)
 
-    positions = np.array([instance.planes[0].position for instance in instances])
-    order = np.argsort(positions @ normal, kind="stable")
-    positions = positions[order]
-    step_mm = _regular_step_mm(positions @ normal)
-    _check_upright(positions, normal)
-
+    row_mm, column_mm = known(slices[0].plane.pixel_spacing)
     matrix = np.eye(4)
     matrix[:3, 0] = along_row * column_mm
     matrix[:3, 1] = along_column * row_mm
-    matrix[:3, 2] = normal * step_mm
+    matrix[:3, 2] = (normal if repairs else normal + slide) * step_mm
     matrix[:3, 3] = positions[0]
-    ordered = tuple(instances[i] for i in order)
+    shape = (len(ordered), known(slices[0].instance.rows), known(slices[0].instance.columns))
+    repair = None
+    if repairs:
+        if "variable_spacing" not in repairs:
+            heights_mm = step_mm * np.arange(len(ordered))
+        placed = positions[0] + np.outer(heights_mm, normal + slide)
+        repair = Repair(
+            kind="+".join(repairs),
+            source_shape_zyx=shape,
+            source_positions=tuple((float(x), float(y), float(z)) for x, y, z in placed),
+        )
+        shape, matrix = _hull(placed, (round(heights_mm[-1] / step_mm) + 1, *shape[1:]), matrix)
     return Stack(
-        instances=ordered,
-        geometry=Geometry.from_matrix((len(ordered), rows, columns), matrix),
-        notes=_notes(ordered),
+        part="slices",
+        planes=tuple(s.ref for s in ordered),
+        geometry=Geometry.from_matrix(shape, matrix),
+        notes=(*_notes(ordered), *tilt_notes, *_repair_notes(repairs, heights_mm, step_mm)),
+        dropped=tuple(sorted(ref for s in ordered for ref in s.copies)),
+        repair=repair,
     )
 
 
-def _check_kind(instances: Sequence[Instance]) -> None:
-    first = instances[0]
-    for instance in instances:
-        if not (instance.series_uid and instance.study_uid and instance.sop_uid):
-            raise Refused(Reason.MISSING_UID, "study, series or instance UID is missing, so scans cannot be told apart")
-        if instance.sop_class in ENHANCED_CT_STORAGE:
-            raise Refused(Reason.ENHANCED_MULTIFRAME, "enhanced multi-frame CT; wanted one slice an instance")
-        if instance.sop_class.startswith(SECONDARY_CAPTURE_PREFIX):
-            raise Refused(Reason.DERIVED, "secondary capture; wanted CT Image Storage")
-        if instance.sop_class in SEGMENTATION_STORAGE:
-            raise Refused(Reason.LABEL_WITHOUT_IMAGE, "segmentation of a series that is not among the sources")
-        if instance.modality != "CT" or instance.sop_class != CT_IMAGE_STORAGE:
-            found = instance.modality if instance.modality.isalnum() else "none"
-            raise Refused(Reason.NOT_CT, f"modality {found[:16]}; wanted CT Image Storage")
-        if "LOCALIZER" in instance.image_type:
-            raise Refused(Reason.LOCALIZER, "image type says LOCALIZER; wanted axial slices")
-        kinds = set(instance.image_type)
-        if kinds & _NOT_PLAIN or (
-            instance.image_type[0] == "DERIVED" and (kinds & _REFORMATS or "SECONDARY" in instance.image_type[1:2])
-        ):
-            raise Refused(Reason.DERIVED, "image type says derived or reformatted; wanted original slices")
-        if instance.burned_in:
-            raise Refused(Reason.BURNED_IN_ANNOTATION, "header says text is burned into the pixels")
-        if not instance.rows or not instance.columns:
-            raise Refused(Reason.NOT_AN_IMAGE, "no rows and columns")
-        if instance.patient_id != first.patient_id:
-            raise Refused(Reason.MIXED_PATIENT, "several patients under one series UID")
+def apply_repair(image_zyx: npt.NDArray[np.int16], stack: Stack) -> npt.NDArray[np.int16]:
+    """The voxels to store, on `stack.geometry`, from the planes as scanned.
+
+    Linear interpolation in HU, a plane at a time (see `resample`); what was not scanned is -1024.
+
+    Args:
+        image_zyx: int16 HU, the planes of `stack.planes` in order.
+        stack: says what to do.
+
+    Returns:
+        A new array; `image_zyx` itself where there is nothing to repair.
+    """
+    if stack.repair is None:
+        return image_zyx
+    if image_zyx.shape != stack.repair.source_shape_zyx:
+        raise ValueError(f"image has shape {image_zyx.shape}; wanted {stack.repair.source_shape_zyx}")
+    return resample_planes(image_zyx, np.array(stack.repair.source_positions), stack.geometry)
 
 
-def _check_headers(instances: Sequence[Instance]) -> None:
-    for instance in instances:
-        if instance.n_frames != 1 or not instance.planes:
-            raise Refused(Reason.UNSUPPORTED_PIXELS, f"found {instance.n_frames} frames in an instance; wanted one")
-        plane = instance.planes[0]
-        if plane.orientation is None or plane.position is None or plane.pixel_spacing is None:
-            raise Refused(Reason.MISSING_GEOMETRY, "orientation, position or pixel spacing is missing or malformed")
-        if min(plane.pixel_spacing) <= 0:
-            raise Refused(Reason.MISSING_GEOMETRY, f"pixel spacing is {plane.pixel_spacing}; wanted above 0")
-        if plane.slope is None or plane.intercept is None or plane.slope == 0:
-            raise Refused(Reason.MISSING_RESCALE, "no usable rescale slope and intercept, so HU are unknown")
-        if plane.rescale_type not in ("", "HU"):
-            raise Refused(Reason.MISSING_RESCALE, "rescale gives other units; wanted HU")
-    _check_same(instances, Reason.MIXED_FRAME_OF_REFERENCE, "frame of reference", lambda i: i.frame_of_reference_uid)
-    _check_same(instances, Reason.MIXED_MATRIX, "rows x columns", lambda i: (i.rows, i.columns), show=True)
-    _check_same(
-        instances, Reason.MIXED_RESCALE, "rescale", lambda i: (i.planes[0].slope, i.planes[0].intercept), show=True
-    )
-    _check_close(
-        instances, Reason.MIXED_ORIENTATION, "orientation", lambda i: i.planes[0].orientation, DIRECTION_TOLERANCE
-    )
-    _check_close(instances, Reason.MIXED_SPACING, "pixel spacing", lambda i: i.planes[0].pixel_spacing, 1e-4)
+def _step(heights_mm: grid.Vector, *, sheared: bool, rules: Rules) -> tuple[float, list[str]]:
+    """The step of the grid to store, and the repairs that make it."""
+    repairs = ["tilt"] if sheared and "tilt" in rules.repairs else []
+    try:
+        return grid.regular_step_mm(heights_mm), repairs
+    except Refused as refusal:
+        if refusal.reason != Reason.VARIABLE_SPACING or "variable_spacing" not in rules.repairs:
+            raise
+        if sheared and not repairs:
+            evidence = f"{refusal.evidence}; the stack is tilted too, which wants the repair of the tilt as well"
+            raise Refused(refusal.reason, evidence) from refusal
+    return grid.finest_step_mm(heights_mm), [*repairs, "variable_spacing"]
 
 
-def _check_same(
-    instances: Sequence[Instance], reason: Reason, what: str, value: Callable[[Instance], object], *, show: bool = False
-) -> None:
-    found = sorted({value(instance) for instance in instances}, key=str)
-    if len(found) > 1:
-        evidence = f": {', '.join(str(v) for v in found[:4])}" if show else ""
-        raise Refused(reason, f"found {len(found)} values of {what} in one series{evidence}; wanted one")
-
-
-def _check_close(
-    instances: Sequence[Instance],
-    reason: Reason,
-    what: str,
-    value: Callable[[Instance], tuple[float, ...] | None],
-    tolerance: float,
-) -> None:
-    spread = float(np.ptp(np.array([value(instance) for instance in instances]), axis=0).max())
-    if spread > tolerance:
-        raise Refused(reason, f"{what} differs by {spread:.4g} within one series; wanted one")
-
-
-def _directions(instances: Sequence[Instance]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    along_row, along_column = np.array(_known(instances[0].planes[0].orientation)).reshape(2, 3)
-    lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
-    lean = abs(float(along_row @ along_column))
-    if max(abs(length - 1) for length in lengths) > DIRECTION_TOLERANCE or lean > DIRECTION_TOLERANCE:
-        raise Refused(
-            Reason.NOT_ORTHOGONAL,
-            f"row and column directions have lengths {lengths[0]:.4f}, {lengths[1]:.4f} and dot product {lean:.4f}; "
-            "wanted 1, 1 and 0",
-        )
-    return along_row / lengths[0], along_column / lengths[1]
-
-
-def _regular_step_mm(heights_mm: npt.NDArray[np.float64]) -> float:
-    """The one distance between neighbouring planes; `heights_mm` is sorted. Refuses any other stack."""
-    steps = np.diff(heights_mm)
-    if (steps < POSITION_TOLERANCE_MM).any():
-        raise Refused(
-            Reason.DUPLICATE_POSITION, f"{int((steps < POSITION_TOLERANCE_MM).sum())} slices share another's position"
-        )
-    step = float((heights_mm[-1] - heights_mm[0]) / len(steps))
-    grid = heights_mm[0] + step * np.arange(len(heights_mm))
-    if np.abs(heights_mm - grid).max() <= POSITION_TOLERANCE_MM + 0.01 * step:
-        return step
-
-    usual = float(np.median(steps))
-    multiples = np.rint(steps / usual)
-    if (multiples >= 1).all() and np.abs(steps - multiples * usual).max() <= POSITION_TOLERANCE_MM + 0.01 * usual:
-        gaps = np.flatnonzero(multiples > 1)
-        where = ", ".join(f"{int(multiples[i]) - 1} after plane {i}" for i in gaps[:4])
-        raise Refused(
-            Reason.MISSING_SLICES,
-            f"{int((multiples - 1).sum())} planes are missing at a step of {usual:.4g} mm: {where}",
-        )
-    raise Refused(
-        Reason.VARIABLE_SPACING, f"steps from {steps.min():.4g} to {steps.max():.4g} mm; wanted one constant step"
-    )
-
-
-def _check_upright(positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> None:
-    offsets = positions - positions[0]
-    sideways = np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1)
-    if sideways.max() > SHEAR_TOLERANCE_MM:
-        degrees = np.degrees(np.arctan2(sideways[-1], offsets[-1] @ normal))
-        raise Refused(
-            Reason.SHEARED_STACK,
-            f"slices slide sideways by {sideways.max():.4g} mm ({degrees:.1f} degrees, a tilted gantry); wanted 0",
-        )
-
-
-def _notes(ordered: Sequence[Instance]) -> tuple[str, ...]:
+def _repair_notes(repairs: Sequence[str], heights_mm: grid.Vector, step_mm: float) -> list[str]:
     notes = []
-    numbers = [instance.planes[0].instance_number for instance in ordered]
-    known = [number for number in numbers if number is not None]
-    if len(known) < len(numbers) or (known != sorted(known) and known != sorted(known, reverse=True)):
+    if "tilt" in repairs:
+        notes.append("the tilt was resampled to an upright grid")
+    if "variable_spacing" in repairs:
+        steps = np.diff(heights_mm)
+        notes.append(f"steps from {steps.min():.4g} to {steps.max():.4g} mm were resampled to {step_mm:.4g} mm")
+    return notes
+
+
+def _check_count(slices: Sequence[Slice], rules: Rules) -> None:
+    wanted = max(rules.min_slices, 2)
+    if len(slices) < wanted:
+        raise Refused(Reason.TOO_FEW_SLICES, f"found {len(slices)} slices, wanted {wanted} or more")
+
+
+def _drop_plane_copies(by_height: Sequence[Slice], normal: grid.Vector, same_pixels: SamePixels) -> list[Slice]:
+    """Keep one plane at each height: copies in every voxel are left out, anything else is refused."""
+    heights_mm = np.array([s.position for s in by_height]) @ normal
+    places = np.cumsum(np.diff(heights_mm, prepend=heights_mm[0]) >= grid.POSITION_TOLERANCE_MM)
+    shared = len(by_height) - (int(places[-1]) + 1)
+    kept: list[Slice] = []
+    for place in range(int(places[-1]) + 1):
+        here = sorted((by_height[int(n)] for n in np.flatnonzero(places == place)), key=_identity)
+        for other in here[1:]:
+            apart_mm = float(np.linalg.norm(np.subtract(here[0].position, other.position)))
+            if apart_mm >= grid.POSITION_TOLERANCE_MM or not same_pixels(here[0].ref, other.ref):
+                raise Refused(
+                    Reason.DUPLICATE_POSITION,
+                    f"{shared} slices share another's position; wanted one at each, or phases, each whole, told apart "
+                    "by acquisition number, temporal position or trigger time",
+                )
+        kept.append(here[0].with_copies(here[1:]))
+    return kept
+
+
+def _identity(item: Slice) -> tuple[str, str, str, int]:
+    return item.instance.sop_uid, item.instance.root, item.instance.key, item.plane.frame
+
+
+def _hull(
+    positions_mm: grid.Vector, shape_zyx: tuple[int, int, int], matrix: grid.Vector
+) -> tuple[tuple[int, int, int], grid.Vector]:
+    """Widen a grid by whole rows and columns until it holds every plane; the first plane's voxels stay on it."""
+    z, rows, columns = shape_zyx
+    offsets_xyz = (positions_mm - positions_mm[0]) @ np.linalg.inv(matrix[:3, :3]).T
+    low = np.floor(offsets_xyz[:, :2].min(axis=0) + 1e-3)
+    high = np.ceil(offsets_xyz[:, :2].max(axis=0) - 1e-3)
+    moved = matrix.copy()
+    moved[:3, 3] = matrix[:3, 3] + matrix[:3, :2] @ low
+    more_columns, more_rows = (high - low).astype(int).tolist()
+    return (z, rows + more_rows, columns + more_columns), moved
+
+
+def _tilt_notes(slices: Sequence[Slice], degrees: float, normal: grid.Vector) -> list[str]:
+    """What positions and GantryDetectorTilt say of a tilt. The tag is nominal and its sign is no standard's.
+
+    Raises:
+        Refused: the tag tells of a tilt that neither the positions nor the slices' orientation show.
+    """
+    tags = sorted({abs(s.instance.gantry_tilt_degrees) for s in slices if s.instance.gantry_tilt_degrees is not None})
+    said = " to ".join(f"{tag:.4g}" for tag in sorted({*tags[:1], *tags[-1:]}))
+    if degrees:
+        agrees = all(abs(tag - degrees) <= grid.TILT_TOLERANCE_DEGREES for tag in tags)
+        tag_says = "is missing" if not tags else "agrees" if agrees else f"says {said}; positions were used"
+        return [f"planes slide sideways at {degrees:.3g} degrees, a tilted gantry; GantryDetectorTilt {tag_says}"]
+    if not tags or tags[-1] <= grid.TILT_TOLERANCE_DEGREES:
+        return []
+    lean = float(np.degrees(np.arccos(min(1.0, abs(float(normal[2]))))))
+    if all(abs(tag - lean) <= grid.TILT_TOLERANCE_DEGREES for tag in tags):
+        return [f"slices lean by {lean:.3g} degrees, as GantryDetectorTilt says, and follow one another upright"]
+    raise Refused(
+        Reason.TILT_MISMATCH,
+        f"GantryDetectorTilt is {said} degrees, but slices lean by {lean:.3g} and do not slide sideways; wanted a tilt "
+        "that positions or orientation show",
+    )
+
+
+def _notes(ordered: Sequence[Slice]) -> list[str]:
+    notes = []
+    instances = [s.instance for s in ordered]
+    if any(not (instance.series_uid and instance.study_uid and instance.sop_class) for instance in instances):
+        notes.append("study, series or class UIDs are missing; slices were taken for a series as they lay together")
+    copies = sum(len(s.copies) for s in ordered)
+    if copies:
+        notes.append(f"{copies} identical copies of slices were left out")
+    numbers = [s.plane.instance_number for s in ordered if s.classic]
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers) or (found != sorted(found) and found != sorted(found, reverse=True)):
         notes.append("InstanceNumber does not follow position; position was used")
-    if any(instance.lossy for instance in ordered):
+    if len({(s.plane.slope, s.plane.intercept) for s in ordered}) > 1:
+        notes.append("frames have a rescale each, which was applied to each")
+    if any(instance.lossy for instance in instances):
         notes.append("pixels were compressed with loss before they came here")
-    if ordered[0].image_type[0] == "DERIVED":
+    if any(s.plane.image_type[:1] == ("DERIVED",) for s in ordered):
         notes.append("image type says derived, primary")
-    return tuple(notes)
-
-
-def _known(value: T | None) -> T:
-    assert value is not None, "checked by _check_kind and _check_headers"
-    return value
+    if not any(any(s.plane.image_type) for s in ordered):
+        notes.append("image type is missing")
+    return notes

@@ -146,7 +146,7 @@ def test_identical_copy_of_an_instance_is_left_out(make_series):
     volume = series.load().volume
 
     assert np.array_equal(volume.image_zyx, wanted)
-    assert volume.info.notes == ("1 identical copies of instances were left out",)
+    assert volume.info.notes == ("1 identical copies of slices were left out",)
 
 
 def test_nothing_that_names_the_patient_reaches_the_volume(make_series):
@@ -181,6 +181,7 @@ MUTATIONS = {
     Reason.MIXED_RESCALE: lambda s: _set(s, 2, RescaleIntercept=-1000),
     Reason.MIXED_FRAME_OF_REFERENCE: lambda s: _set(s, 2, FrameOfReferenceUID="1.2.3.6"),
     Reason.MIXED_PATIENT: lambda s: _set(s, 2, PatientID="SECRET-ID-18"),
+    Reason.MIXED_STUDY: lambda s: _set(s, 2, StudyInstanceUID="1.2.4"),
     Reason.MIXED_MATRIX: lambda s: _set(s, 2, Rows=3),
     Reason.MISSING_GEOMETRY: lambda s: _set(s, 2, ImagePositionPatient=None),
     Reason.MISSING_RESCALE: lambda s: delattr(s.datasets[5], "RescaleSlope"),
@@ -191,7 +192,8 @@ MUTATIONS = {
     Reason.BURNED_IN_ANNOTATION: lambda s: _set(s, 0, BurnedInAnnotation="YES"),
     Reason.TOO_FEW_SLICES: lambda s: s.datasets.__delitem__(slice(2, None)),
     Reason.NOT_ORTHOGONAL: lambda s: [_set(s, i, ImageOrientationPatient=[1, 0, 0, 0.1, 1, 0]) for i in range(8)],
-    Reason.SHEARED_STACK: lambda s: [_set(s, i, ImagePositionPatient=[-20, -30 + i, -100 + i * 2.5]) for i in range(8)],
+    Reason.IRREGULAR_POSITIONS: lambda s: _set(s, 4, ImagePositionPatient=[-20, -28, -90]),
+    Reason.TILT_MISMATCH: lambda s: [_set(s, i, GantryDetectorTilt="18.5") for i in range(8)],
     Reason.UNDECODABLE_PIXELS: lambda s: _set(s, 2, PixelData=s.datasets[2].PixelData[:-20]),
     Reason.UNSUPPORTED_PIXELS: lambda s: _set(s, 2, PhotometricInterpretation="MONOCHROME1"),
     Reason.HU_OUT_OF_RANGE: lambda s: [_set(s, i, RescaleSlope=100) for i in range(8)],
