@@ -59,6 +59,30 @@ class NiftiPattern(Config):
         return self
 
 
+class DeidentifyConfig(Config):
+    """What may leave with a scan: options of PS3.15 E.3 (docs/deidentification.md).
+
+    Attributes:
+        retain_device: serial number and names of the scanner.
+        retain_patient_characteristics: sex, age (90 for all above 89), height and weight.
+        dates: `shifted` moves each patient's dates back by the same number of days, which only the key tells.
+        retain_safe_private: private elements known to name nobody, as "0019,xx23 GEMS_ACQU_01".
+        clean_descriptors: keep kernel, body part, series description and protocol, where they hold known words only.
+        safe_words: words of your own that name nobody, such as a scanner's model, to be kept in cleaned text.
+        keep_identifiers: de-identify nothing. For data that never leaves, or that names nobody.
+    """
+
+    retain_device: bool = False
+    retain_patient_characteristics: bool = True
+    dates: Literal["removed", "shifted", "kept"] = "removed"
+    retain_safe_private: tuple[
+        Annotated[str, Field(pattern=r"^[0-9a-f]{3}[13579bdf],xx[0-9a-f]{2} \S.{0,63}$")], ...
+    ] = ()
+    clean_descriptors: bool = True
+    safe_words: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9]{2,32}$")], ...] = ()
+    keep_identifiers: bool = False
+
+
 class PreprocessConfig(Config):
     """`jobs.preprocess`: sources -> archive.
 
@@ -73,6 +97,7 @@ class PreprocessConfig(Config):
     layout: Layout = Layout()
     min_slices: Positive = 3
     repair: list[Literal["variable_spacing", "tilt", "missing_uid"]] = []
+    deidentify: DeidentifyConfig = DeidentifyConfig()
     in_flight: Annotated[int, Field(ge=0, description="series at work at once; 0: twice the cluster's CPUs")] = 0
     metrics_port: Annotated[int | None, Field(ge=1, le=65535, description="for Prometheus, on the driver")] = None
 
