@@ -72,6 +72,7 @@ def _load(item: Item, pseudonyms: Pseudonyms, min_slices: int) -> LoadedSeries:
 def _refused(item: Item, refusal: Refused, pseudonyms: Pseudonyms, config_sha256: str) -> Row:
     identity = identify(item, pseudonyms)
     first = item.instances[0] if isinstance(item, DicomSeries) else None
+    plane = first.planes[0] if first and first.planes else None
     return refused_row(
         series_id=identity.series_id,
         patient_id=identity.patient_id,
@@ -84,7 +85,7 @@ def _refused(item: Item, refusal: Refused, pseudonyms: Pseudonyms, config_sha256
         manufacturer=first.manufacturer if first else None,
         model=first.model if first else None,
         kernel=first.kernel if first else None,
-        slice_thickness_mm=first.slice_thickness_mm if first else None,
+        slice_thickness_mm=plane.slice_thickness_mm if plane else None,
         sex=first.sex if first else None,
         age_years=first.age_years if first else None,
     )

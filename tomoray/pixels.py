@@ -10,7 +10,7 @@ from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
-from tomoray.dicom import quiet_pydicom
+from tomoray.dicom import Instance, NotDicomError, quiet_pydicom, read_dataset
 from tomoray.errors import Reason, Refused
 from tomoray.volume import AIR_HU
 
@@ -33,14 +33,16 @@ _PLUGINS = {
 }
 
 
-def decode_hu(dataset: Dataset, out: npt.NDArray[np.int16]) -> int:
+def decode_hu(data: bytes, instance: Instance, frame: int, out: npt.NDArray[np.int16]) -> int:
     """Decode one slice into `out` as HU: rescale slope and intercept applied once (PS3.3 C.11.1.1.2).
 
     Padding (PS3.3 C.7.5.1.1.2) that lies below -1024 HU is written as -1024: it is no tissue and no air, and would
     bend every statistic. Values of a fractional slope are rounded to whole HU.
 
     Args:
-        dataset: the whole instance.
+        data: the whole file.
+        instance: its header.
+        frame: 0-based index of the slice in its file.
         out: int16 [y, x], filled in place.
 
     Returns:
@@ -49,10 +51,16 @@ def decode_hu(dataset: Dataset, out: npt.NDArray[np.int16]) -> int:
     Raises:
         Refused: the pixels cannot be decoded, or do not fit 16-bit HU.
     """
+    try:
+        dataset = read_dataset(data)
+    except NotDicomError as error:
+        raise Refused(Reason.UNREADABLE, f"an instance cannot be read: {error}") from error
     stored = _stored_values(dataset)
     if stored.shape != out.shape:
         raise Refused(Reason.UNDECODABLE_PIXELS, f"pixel data decode to {stored.shape}; wanted {out.shape}")
-    slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+    slope, intercept = instance.planes[frame].slope, instance.planes[frame].intercept
+    assert slope is not None, "checked before pixels are read"
+    assert intercept is not None, "as above"
     padding = _padding(dataset, stored, slope, intercept)
     if slope == 1.0 and intercept.is_integer():
         hu = stored.astype(np.int32)

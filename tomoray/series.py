@@ -116,7 +116,7 @@ def load_dicom(series: DicomSeries, read: Read, pseudonyms: Pseudonyms, *, min_s
         data = read(instance.root, instance.key)
         file_digests[instance.key] = hashlib.sha256(data).hexdigest()
         dataset = _reread(data, instance)
-        padded += decode_hu(dataset, image[plane])
+        padded += decode_hu(data, instance, 0, image[plane])
         del dataset.PixelData
         headers.append(dataset)
 
@@ -233,7 +233,7 @@ def _info(
         manufacturer=first.manufacturer,
         model=first.model,
         kernel=first.kernel,
-        slice_thickness_mm=first.slice_thickness_mm,
+        slice_thickness_mm=first.planes[0].slice_thickness_mm,
         sex=first.sex,
         age_years=first.age_years,
         notes=tuple(notes),

@@ -57,11 +57,11 @@ def build_stack(instances: Sequence[Instance], min_slices: int) -> Stack:
 
     first = instances[0]
     rows, columns = _known(first.rows), _known(first.columns)
-    row_mm, column_mm = _known(first.pixel_spacing)
+    row_mm, column_mm = _known(first.planes[0].pixel_spacing)
     along_row, along_column = _directions(instances)
     normal = np.cross(along_row, along_column)
 
-    positions = np.array([instance.position for instance in instances])
+    positions = np.array([instance.planes[0].position for instance in instances])
     order = np.argsort(positions @ normal, kind="stable")
     positions = positions[order]
     step_mm = _regular_step_mm(positions @ normal)
@@ -111,19 +111,26 @@ def _check_kind(instances: Sequence[Instance]) -> None:
 
 def _check_headers(instances: Sequence[Instance]) -> None:
     for instance in instances:
-        if instance.orientation is None or instance.position is None or instance.pixel_spacing is None:
+        if instance.n_frames != 1 or not instance.planes:
+            raise Refused(Reason.UNSUPPORTED_PIXELS, f"found {instance.n_frames} frames in an instance; wanted one")
+        plane = instance.planes[0]
+        if plane.orientation is None or plane.position is None or plane.pixel_spacing is None:
             raise Refused(Reason.MISSING_GEOMETRY, "orientation, position or pixel spacing is missing or malformed")
-        if min(instance.pixel_spacing) <= 0:
-            raise Refused(Reason.MISSING_GEOMETRY, f"pixel spacing is {instance.pixel_spacing}; wanted above 0")
-        if instance.slope is None or instance.intercept is None or instance.slope == 0:
+        if min(plane.pixel_spacing) <= 0:
+            raise Refused(Reason.MISSING_GEOMETRY, f"pixel spacing is {plane.pixel_spacing}; wanted above 0")
+        if plane.slope is None or plane.intercept is None or plane.slope == 0:
             raise Refused(Reason.MISSING_RESCALE, "no usable rescale slope and intercept, so HU are unknown")
-        if instance.rescale_type not in ("", "HU"):
+        if plane.rescale_type not in ("", "HU"):
             raise Refused(Reason.MISSING_RESCALE, "rescale gives other units; wanted HU")
     _check_same(instances, Reason.MIXED_FRAME_OF_REFERENCE, "frame of reference", lambda i: i.frame_of_reference_uid)
     _check_same(instances, Reason.MIXED_MATRIX, "rows x columns", lambda i: (i.rows, i.columns), show=True)
-    _check_same(instances, Reason.MIXED_RESCALE, "rescale", lambda i: (i.slope, i.intercept), show=True)
-    _check_close(instances, Reason.MIXED_ORIENTATION, "orientation", lambda i: i.orientation, DIRECTION_TOLERANCE)
-    _check_close(instances, Reason.MIXED_SPACING, "pixel spacing", lambda i: i.pixel_spacing, 1e-4)
+    _check_same(
+        instances, Reason.MIXED_RESCALE, "rescale", lambda i: (i.planes[0].slope, i.planes[0].intercept), show=True
+    )
+    _check_close(
+        instances, Reason.MIXED_ORIENTATION, "orientation", lambda i: i.planes[0].orientation, DIRECTION_TOLERANCE
+    )
+    _check_close(instances, Reason.MIXED_SPACING, "pixel spacing", lambda i: i.planes[0].pixel_spacing, 1e-4)
 
 
 def _check_same(
@@ -148,7 +155,7 @@ def _check_close(
 
 
 def _directions(instances: Sequence[Instance]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    along_row, along_column = np.array(_known(instances[0].orientation)).reshape(2, 3)
+    along_row, along_column = np.array(_known(instances[0].planes[0].orientation)).reshape(2, 3)
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
     lean = abs(float(along_row @ along_column))
     if max(abs(length - 1) for length in lengths) > DIRECTION_TOLERANCE or lean > DIRECTION_TOLERANCE:
@@ -199,7 +206,7 @@ def _check_upright(positions: npt.NDArray[np.float64], normal: npt.NDArray[np.fl
 
 def _notes(ordered: Sequence[Instance]) -> tuple[str, ...]:
     notes = []
-    numbers = [instance.instance_number for instance in ordered]
+    numbers = [instance.planes[0].instance_number for instance in ordered]
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers) or (known != sorted(known) and known != sorted(known, reverse=True)):
         notes.append("InstanceNumber does not follow position; position was used")
