@@ -25,7 +25,7 @@ from tomoray.errors import Fatal, Transient
 from tomoray.ingest import Identity, Ingested, Item, Row, identify, ingest
 from tomoray.progress import track
 from tomoray.pseudonyms import Pseudonyms
-from tomoray.sources import BadFile, SourceFile, group_dicom, group_nifti, is_nifti, list_source, read_headers
+from tomoray.sources import BadFile, SourceFile, group_dicom, group_volumes, is_volume, list_source, read_headers
 from tomoray.storage import open_store
 
 HEADERS_PER_TASK = 256
@@ -118,7 +118,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
 
 def _find_items(config: PreprocessConfig, files: Sequence[SourceFile]) -> tuple[list[Item], int]:
     """Everything to be stored or refused, and the number of files that are neither DICOM nor NIfTI."""
-    others = [file for file in files if not is_nifti(file)]
+    others = [file for file in files if not is_volume(file)]
     batches = [others[at : at + HEADERS_PER_TASK] for at in range(0, len(others), HEADERS_PER_TASK)]
     instances: list[Instance] = []
     bad: list[BadFile] = []
@@ -129,7 +129,7 @@ def _find_items(config: PreprocessConfig, files: Sequence[SourceFile]) -> tuple[
             instances += result[0]
             bad += result[1]
             advance(len(batch))
-    cases, unpaired = group_nifti([file for file in files if is_nifti(file)], config.nifti)
+    cases, unpaired = group_volumes([file for file in files if is_volume(file)], config.nifti)
     items: list[Item] = [*group_dicom(instances), *cases, *bad, *unpaired]
     return items, len(others) - len(instances) - len(bad)
 

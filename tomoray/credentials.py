@@ -66,7 +66,9 @@ def find_access(bucket: str, account: str) -> Access:
         return _from_boto(account, s3)
     except BotoCoreError as error:
         who = f"profile {account!r}" if account else "this process"
-        raise Fatal(f"s3://{bucket}: {who} cannot get credentials ({type(error).__name__}); check AWS_… and the profile") from error
+        raise Fatal(
+            f"s3://{bucket}: {who} cannot get credentials ({type(error).__name__}); check AWS_… and the profile"
+        ) from error
 
 
 def _from_boto(account: str, s3: settings.S3Settings) -> Access:

@@ -9,7 +9,7 @@ from typing import Any
 from tomoray.archive import Archive
 from tomoray.catalog import refused_row, stored_row
 from tomoray.errors import Refused
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.pseudonyms import Pseudonyms, public_root
 from tomoray.series import DicomSeries, LoadedSeries, NiftiCase, load_dicom, load_nifti
 from tomoray.sources import BadFile, read_file
 
@@ -76,7 +76,7 @@ def _refused(item: Item, refusal: Refused, pseudonyms: Pseudonyms, config_sha256
     return refused_row(
         series_id=identity.series_id,
         patient_id=identity.patient_id,
-        source_uri=item.file.root if isinstance(item, BadFile) else item.root,
+        source_uri=public_root(item.file.root if isinstance(item, BadFile) else item.root),
         n_instances=len(item.instances) if isinstance(item, DicomSeries) else 1,
         instances_sha256=identity.digest,
         reason=refusal.reason,

@@ -14,11 +14,12 @@ import numpy as np
 from pydicom import Dataset
 
 from tomoray import nifti
-from tomoray.dicom import Instance, NotDicomError, read_dataset
+from tomoray.dicom import STRUCTURE_SET_STORAGE, Instance, NotDicomError, read_dataset
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.pixels import decode_hu
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.pseudonyms import Pseudonyms, public_root
+from tomoray.rtstruct import read_rtstruct
 from tomoray.stack import Stack, build_stack
 from tomoray.volume import AIR_HU, LABEL_NAME, Mask, ScanInfo, ScanUids, Volume
 
@@ -27,7 +28,7 @@ Read = Callable[[str, str], bytes]  # (root, key) -> the file's bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DicomSeries:
-    """All files of one Series Instance UID, and the segmentations that refer to it."""
+    """All files of one Series Instance UID, and the segmentations and structure sets that refer to it."""
 
     instances: tuple[Instance, ...]
     segmentations: tuple[Instance, ...] = ()
@@ -125,7 +126,8 @@ def load_dicom(series: DicomSeries, read: Read, pseudonyms: Pseudonyms, *, min_s
     for segmentation in series.segmentations:
         data = read(segmentation.root, segmentation.key)
         try:
-            masks = read_segmentation(_reread(data, segmentation), stack.geometry)
+            read_masks = read_rtstruct if segmentation.sop_class == STRUCTURE_SET_STORAGE else read_segmentation
+            masks = read_masks(_reread(data, segmentation), stack.geometry)
             twice = sorted(masks.keys() & labels.keys())
             if twice:
                 raise Refused(Reason.LABEL_UNSUPPORTED, f"label {twice[0]} is given by two segmentations of one series")
@@ -170,7 +172,7 @@ def load_nifti(case: NiftiCase, read: Read, pseudonyms: Pseudonyms, *, min_slice
         scan_id=pseudonyms.token("scan", f"nifti {case.case}", digest),
         series_id=case.series_id(pseudonyms),
         patient_id=case.patient_id(pseudonyms),
-        source_uri=case.root,
+        source_uri=public_root(case.root),
         n_instances=1,
         instances_sha256=digest,
         input_sha256=_digest_of(digests),
@@ -220,7 +222,7 @@ def _info(
         scan_id=pseudonyms.token("scan", first.series_uid, digest),
         series_id=series.series_id(pseudonyms),
         patient_id=series.patient_id(pseudonyms),
-        source_uri=series.root,
+        source_uri=public_root(series.root),
         n_instances=len(stack.instances),
         instances_sha256=digest,
         input_sha256=_digest_of(file_digests[file.key] for file in files),

@@ -18,6 +18,7 @@ from tomoray.dicom import (
     ENHANCED_CT_STORAGE,
     SECONDARY_CAPTURE_PREFIX,
     SEGMENTATION_STORAGE,
+    STRUCTURE_SET_STORAGE,
     Instance,
 )
 from tomoray.errors import Reason, Refused
@@ -89,7 +90,7 @@ def _check_kind(instances: Sequence[Instance]) -> None:
             raise Refused(Reason.ENHANCED_MULTIFRAME, "enhanced multi-frame CT; wanted one slice an instance")
         if instance.sop_class.startswith(SECONDARY_CAPTURE_PREFIX):
             raise Refused(Reason.DERIVED, "secondary capture; wanted CT Image Storage")
-        if instance.sop_class in SEGMENTATION_STORAGE:
+        if instance.sop_class in (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE):
             raise Refused(Reason.LABEL_WITHOUT_IMAGE, "segmentation of a series that is not among the sources")
         if instance.modality != "CT" or instance.sop_class != CT_IMAGE_STORAGE:
             found = instance.modality if instance.modality.isalnum() else "none"

@@ -9,7 +9,12 @@ from tomoray.errors import Refused
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
-    """A file and the source it was listed under: what `read_file(root, key)` reads."""
+    """A file and the source it was listed under: what `read_file(root, key)` reads.
+
+    Attributes:
+        root: a URL of its own; `pseudonyms.public_root` is what may be stored of it.
+        size_bytes: -1 where the source does not say.
+    """
 
     root: str
     key: str

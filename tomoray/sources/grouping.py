@@ -11,8 +11,8 @@ from tomoray.dicom import (
     CT_IMAGE_STORAGE,
     HEAD_BYTES,
     MEDIA_DIRECTORY_STORAGE,
-    STRUCTURE_SET_STORAGE,
     SEGMENTATION_STORAGE,
+    STRUCTURE_SET_STORAGE,
     Instance,
     NotDicomError,
     looks_like_dicom,
@@ -21,7 +21,7 @@ from tomoray.dicom import (
 from tomoray.errors import Reason, Refused
 from tomoray.series import DicomSeries, NiftiCase
 from tomoray.sources.files import BadFile, SourceFile
-from tomoray.sources.packed import is_packed, list_packed
+from tomoray.sources.packed import is_packed, list_packed, packed_root
 from tomoray.sources.places import read_file, read_head
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -44,12 +44,16 @@ def read_headers(files: Sequence[SourceFile]) -> tuple[list[Instance], list[BadF
     for file in files:
         try:
             if is_packed(file.key):
-                list_packed(f"{file.root}/{file.key}")  # says why it could not be listed
+                list_packed(packed_root(file))  # says why it could not be listed
                 continue
-            head = read_head(file.root, file.key, HEAD_BYTES) if file.size_bytes else b""
+            if file.size_bytes >= 0:
+                size_bytes, head = file.size_bytes, read_head(file.root, file.key, min(HEAD_BYTES, file.size_bytes))
+            else:
+                head = read_file(file.root, file.key)
+                size_bytes = len(head)
             if not looks_like_dicom(head) and not file.key.lower().endswith(_DICOM_SUFFIXES):
                 continue
-            instance = read_instance(head, root=file.root, key=file.key, size_bytes=file.size_bytes)
+            instance = read_instance(head, root=file.root, key=file.key, size_bytes=size_bytes)
             if instance is None:
                 whole = read_file(file.root, file.key)
                 instance = read_instance(whole, root=file.root, key=file.key, size_bytes=len(whole))

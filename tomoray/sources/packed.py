@@ -41,6 +41,11 @@ def is_packed(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
+def packed_root(file: SourceFile) -> str:
+    """The root of an archive's members. The two slashes say where the source ends and what was found in it begins."""
+    return f"{file.root}//{file.key}"
+
+
 def list_packed(url: str) -> Iterator[SourceFile]:
     """The members of an archive, sorted by name.
 
@@ -62,7 +67,9 @@ def read_packed(url: str, key: str, length: int | None = None) -> bytes:
         raise Refused(Reason.UNREADABLE, "a member is no longer in its archive; run the command again")
     wanted = size_bytes if length is None else min(length, size_bytes)
     if wanted > MAX_MEMBER_BYTES:
-        raise Refused(Reason.UNREADABLE, f"a member of an archive has {wanted} bytes; wanted {MAX_MEMBER_BYTES} at most")
+        raise Refused(
+            Reason.UNREADABLE, f"a member of an archive has {wanted} bytes; wanted {MAX_MEMBER_BYTES} at most"
+        )
     try:
         data = archive.read(key, wanted)
     except _DAMAGED as error:
@@ -92,7 +99,8 @@ def _open(url: str) -> _Archive:
     """The archive at `url`, kept open in this process until it changes or many others were opened."""
     try:
         if "://" in url:
-            folder, _, key = url.rpartition("/")
+            scheme, _, place = url.partition("://")
+            folder, _, key = f"{scheme}://{place.replace('//', '/')}".rpartition("/")
             size_bytes, tag = _stat(folder, key)
         else:
             folder, key, found = "", url, Path(url).stat()
@@ -157,7 +165,7 @@ class _Zip:
         start = 30 + sum(struct.unpack("<HH", found[26:30]))  # name and extra field, whose length only stands here
         if start > guess:
             found += self._packed.read_at(entry.header_offset + guess + wanted, start - guess)
-        with zipfile.ZipExtFile(io.BytesIO(found[start : start + wanted]), "r", entry) as member:  # type: ignore[arg-type]
+        with zipfile.ZipExtFile(io.BytesIO(found[start : start + wanted]), "r", entry) as member:
             return member.read(length)
 
 
@@ -167,7 +175,7 @@ class _Tar:
         self._places: dict[str, tuple[int, int]] = {}  # offset, bytes
         with tarfile.open(fileobj=io.BufferedReader(_Seekable(packed), 2**16), mode="r:") as archive:
             while member := archive.next():
-                archive.members.clear()  # else it holds every header again
+                archive.members = []  # type: ignore[attr-defined] # else it holds every header again
                 if member.issparse():
                     raise Refused(Reason.UNREADABLE, "a tar file holds sparse files; pack it without --sparse")
                 if member.isreg():

@@ -9,7 +9,7 @@ from pathlib import Path
 from tomoray.errors import Fatal, Reason, Refused
 from tomoray.sources import dicomweb, idc
 from tomoray.sources.files import SeriesListing, SourceFile
-from tomoray.sources.packed import is_packed, list_packed, read_packed
+from tomoray.sources.packed import is_packed, list_packed, packed_root, read_packed
 from tomoray.storage import open_store
 
 
@@ -96,7 +96,7 @@ def _unpacking(files: Iterator[SourceFile]) -> Iterator[SourceFile]:
     for file in files:
         if is_packed(file.key):
             try:
-                yield from list_packed(f"{file.root}/{file.key}")
+                yield from list_packed(packed_root(file))
             except Refused:
                 yield file
         else:
@@ -111,7 +111,9 @@ def _walk(root: str, folder: str, seen: set[tuple[int, int]]) -> Iterator[Source
             return
         seen.add((here.st_dev, here.st_ino))
         with os.scandir(Path(root, folder)) as entries:
-            found = sorted((f"{entry.name}/" if entry.is_dir() else entry.name, _size_bytes(entry)) for entry in entries)
+            found = sorted(
+                (f"{entry.name}/" if entry.is_dir() else entry.name, _size_bytes(entry)) for entry in entries
+            )
     except OSError as error:
         raise Fatal(f"{root}: a folder in it cannot be listed ({error.strerror}); change its permissions") from error
     for name, size_bytes in found:

@@ -12,6 +12,7 @@ import bz2
 import fcntl
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import shutil
@@ -20,7 +21,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from tomoray.errors import Fatal, Reason, Refused
 
@@ -122,10 +123,10 @@ def _used(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.tar"))
 
 
-def _decompressed(packed: BinaryIO, name: str) -> IO[bytes]:
+def _decompressed(packed: BinaryIO, name: str) -> io.BufferedIOBase:
     end = name.lower()
-    if end.endswith(("xz",)):
+    if end.endswith("xz"):
         return lzma.open(packed)
-    if end.endswith(("bz2",)):
+    if end.endswith("bz2"):
         return bz2.open(packed)
     return gzip.open(packed)
