@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import obstore
@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from tomoray import settings
 from tomoray.arrow import ArrowFiles
+from tomoray.credentials import Access, find_access
 from tomoray.errors import Fatal, TomoRayError, Transient
 
 _UNREACHABLE = {
@@ -27,23 +28,29 @@ _UNREACHABLE = {
 
 
 class Bucket:
-    """An S3 bucket; the endpoint and credentials are this process's own."""
+    """An S3 bucket. All buckets of one name and account share one client, so one pool of connections, in a process.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the bucket's name.
+        account: who asks: empty, `anonymous`, or an AWS profile (`credentials`).
+    """
+
+    def __init__(self, name: str, account: str = "") -> None:
         self.name = name
+        self.account = account
 
-    def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
-        return Bucket, (self.name,)
+    def __reduce__(self) -> tuple[type[Bucket], tuple[str, str]]:
+        return Bucket, (self.name, self.account)
 
     @property
     def url(self) -> str:
-        """`s3://bucket`."""
-        return f"s3://{self.name}"
+        """`s3://bucket`, or `s3://account@bucket`."""
+        return f"s3://{self.account}@{self.name}" if self.account else f"s3://{self.name}"
 
-    @cached_property
+    @property
     def reader(self) -> S3Store:
         """A patient client: rides out a minute of trouble."""
-        return self._client(timeout_s=120, retries=8, retry_for_s=60)
+        return _client(self.name, self.account, settings.s3(), timeout_s=120, retries=8, retry_for_s=60)
 
     @property
     def writer(self) -> S3Store:
@@ -60,21 +67,20 @@ class Bucket:
     def check(self, path: str, *, writable: bool) -> None:
         """Ask for one key with little patience. The right to write shows at the first write."""
         del writable
-        client = self._client(timeout_s=3, retries=1, retry_for_s=5)
+        client = _client(self.name, self.account, settings.s3(), timeout_s=3, retries=1, retry_for_s=5)
         next(iter(obstore.list(client, path or None, chunk_size=1)), None)
 
     def kvstore(self, path: str) -> dict[str, Any]:
-        """Spec of tensorstore's `s3` driver; the credentials stay in the environment."""
-        s3 = settings.s3()
-        credentials = "environment" if s3.access_key_id else "anonymous" if s3.endpoint_url else "default"
+        """Spec of tensorstore's `s3` driver, without secrets: tensorstore finds the same credentials by itself."""
+        access = _known_access(self.name, self.account, settings.s3())
         spec = {
             "driver": "s3",
             "bucket": self.name,
             "path": path,
-            "aws_region": s3.region,
-            "aws_credentials": {"type": credentials},
+            "aws_region": access.region,
+            "aws_credentials": dict(access.tensorstore),
         }
-        return {**spec, "endpoint": s3.endpoint_url} if s3.endpoint_url else spec
+        return {**spec, "endpoint": access.endpoint_url} if access.endpoint_url else spec
 
     def arrow(self, path: str) -> tuple[fs.FileSystem, str]:
         """An Arrow filesystem on the same client, and `bucket/path`.
@@ -86,8 +92,8 @@ class Bucket:
 
     def translate(self, url: str, error: Exception) -> TomoRayError:
         """What obstore's or tensorstore's error means for `url`: `Transient` or `Fatal`, in one line."""
-        text, s3 = str(error), settings.s3()
-        where = s3.endpoint_url or f"AWS {s3.region}"
+        text, access = str(error), _known_access(self.name, self.account, settings.s3())
+        where = access.endpoint_url or f"AWS {access.region}"
         code = _found(r"<Code>(\w+)</Code>", text)
         status = _found(r"(?:status code: |http_response_code=.)(\d{3})", text)
         if code == "NoSuchBucket":
@@ -105,28 +111,31 @@ class Bucket:
             return Transient(f"{url}: {where} answers {status} {code or ''}".rstrip() + "; try again")
         return other_trouble(url, error)
 
-    def _client(self, *, timeout_s: int, retries: int, retry_for_s: int) -> S3Store:
-        s3 = settings.s3()
-        given = {
-            "endpoint": s3.endpoint_url,
-            "access_key_id": s3.access_key_id,
-            "secret_access_key": s3.secret_access_key,
-            "session_token": s3.session_token,
-        }
-        return S3Store(
-            self.name,
-            region=s3.region,
-            virtual_hosted_style_request=False,
-            skip_signature=_anonymous(s3),
-            config={name: value for name, value in given.items() if value},  # type: ignore[arg-type]
-            client_options={"allow_http": True, "connect_timeout": "3s", "timeout": f"{timeout_s}s"},
-            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_for_s)},
-        )
+
+@lru_cache(maxsize=64)
+def _known_access(bucket: str, account: str, s3: settings.S3Settings) -> Access:
+    """Found once for these settings."""
+    del s3
+    return find_access(bucket, account)
 
 
-def _anonymous(s3: settings.S3Settings) -> bool:
-    """A server of one's own without keys is public; AWS without keys in the environment means a role."""
-    return s3.access_key_id is None and s3.endpoint_url is not None
+@lru_cache(maxsize=64)
+def _client(
+    bucket: str, account: str, s3: settings.S3Settings, *, timeout_s: int, retries: int, retry_for_s: int
+) -> S3Store:
+    access = _known_access(bucket, account, s3)
+    names = ("access_key_id", "secret_access_key", "session_token")
+    given = {"endpoint": access.endpoint_url, **dict(zip(names, access.keys or (), strict=False))}
+    return S3Store(
+        bucket,
+        region=access.region,
+        virtual_hosted_style_request=False,
+        skip_signature=access.keys is None and access.provider is None,
+        config={name: value for name, value in given.items() if value},  # type: ignore[arg-type]
+        credential_provider=access.provider,
+        client_options={"allow_http": True, "connect_timeout": "3s", "timeout": f"{timeout_s}s"},
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_for_s)},
+    )
 
 
 def other_trouble(url: str, error: Exception) -> Fatal:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tomoray.archive import Archive
 from tomoray.catalog import refused_row, stored_row
-from tomoray.deidentify import Deidentifier, scrub_uri
+from tomoray.deidentify import Deidentifier
 from tomoray.errors import Reason, Refused
 from tomoray.inventory import Inventory, read_heads
 from tomoray.loader import LoadedScan, RefusedPart, load_dicom, load_volume_files

@@ -17,10 +17,13 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from tomoray.dicom import (
-    CT_STORAGE,
-    DRAWING_STORAGE,
+    CT_IMAGE_STORAGE,
+    ENHANCED_CT_STORAGE,
+    HEAD_BYTES,
     MEDIA_DIRECTORY_STORAGE,
     Instance,
+    SEGMENTATION_STORAGE,
+    STRUCTURE_SET_STORAGE,
     NotDicomError,
     looks_like_dicom,
     read_instance,
@@ -28,7 +31,11 @@ from tomoray.dicom import (
 from tomoray.errors import Reason, Refused
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.series import BadFile, DicomFile, DicomSeries, Identity, Item
-from tomoray.sources import HEAD_BYTES, SourceFile, read_file, read_head
+from tomoray.sources import SourceFile, read_file, read_head
+from tomoray.sources.packed import is_packed, list_packed, packed_root
+
+CT_STORAGE = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
+DRAWING_STORAGE = (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE)
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -211,10 +218,15 @@ def group_dicom(heads: Iterable[Head], pseudonyms: Pseudonyms) -> list[DicomSeri
 
 def _read_header(file: SourceFile) -> Instance | None:
     """The header of a DICOM file; None where it is no DICOM at all."""
-    head = read_head(file.root, file.key, min(HEAD_BYTES, file.size_bytes))
+    if is_packed(file.key):
+        list_packed(packed_root(file))  # what could not be listed; it says why
+        return None
+    known = file.size_bytes >= 0
+    head = read_head(file.root, file.key, min(HEAD_BYTES, file.size_bytes)) if known else read_file(file.root, file.key)
+    size_bytes = file.size_bytes if known else len(head)
     if not looks_like_dicom(head) and not file.key.lower().endswith(_DICOM_SUFFIXES):
         return None
-    instance = read_instance(head, root=file.root, key=file.key, size_bytes=file.size_bytes)
+    instance = read_instance(head, root=file.root, key=file.key, size_bytes=size_bytes)
     if instance is None:
         whole = read_file(file.root, file.key)
         instance = read_instance(whole, root=file.root, key=file.key, size_bytes=len(whole))

@@ -19,16 +19,18 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 from tomoray import nifti, nrrd
-from tomoray.deidentify import Deidentified, Deidentifier, scrub_uri
-from tomoray.dicom import CT_STORAGE, STRUCTURE_SET_STORAGE, Instance, NotDicomError, read_dataset, read_instance
+from tomoray.assembly import assemble
+from tomoray.deidentify import Deidentified, Deidentifier
+from tomoray.dicom import STRUCTURE_SET_STORAGE, Instance, NotDicomError, read_dataset, read_instance
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
+from tomoray.inventory import CT_STORAGE
 from tomoray.pixels import decode_hu
-from tomoray.resample import apply_repair
 from tomoray.rtstruct import read_rtstruct
 from tomoray.series import DicomFile, DicomSeries, Item, VolumeCase
-from tomoray.stack import PlaneRef, Rules, Stack, assemble
+from tomoray.slices import PlaneRef
+from tomoray.stack import Rules, Stack, apply_repair
 from tomoray.volume import AIR_HU, LABEL_NAME, Image, Mask, ScanInfo, ScanUids, Volume
 
 Read = Callable[[str, str], bytes]  # (root, key) -> the file's bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -36,3 +37,18 @@ class Pseudonyms:
         for identifier in identifiers:
             mac.update(b"\0" + identifier.encode())
         return mac.digest()
+
+
+def public_root(root: str) -> str:
+    """What may be stored of where a file came from: the source as it was named, and no name found within it.
+
+    An archive in a folder has the root `FOLDER//below/archive.zip`, a DICOMweb series `BASE/studies/UID/series/UID`.
+
+    Example:
+        >>> public_root("/data/ct//DOE^JANE/ct.zip")
+        '/data/ct'
+    """
+    scheme, separator, place = root.rpartition("://")
+    if scheme.startswith("dicomweb"):
+        place = re.sub(r"/studies/[^/]*/series/[^/]*$", "", place)
+    return scheme + separator + place.partition("//")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tomoray.errors import Usage
@@ -17,8 +17,8 @@ class S3Settings:
     endpoint_url: str | None
     region: str
     access_key_id: str | None
-    secret_access_key: str | None
-    session_token: str | None
+    secret_access_key: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
 
 
 def s3() -> S3Settings:
@@ -29,6 +29,24 @@ def s3() -> S3Settings:
         access_key_id=os.environ.get("AWS_ACCESS_KEY_ID"),
         secret_access_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
         session_token=os.environ.get("AWS_SESSION_TOKEN"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DicomWebSettings:
+    """Who asks a DICOMweb server: a bearer token, or a user with a password, or nobody."""
+
+    token: str | None = field(repr=False)
+    user: str | None
+    password: str | None = field(repr=False)
+
+
+def dicomweb() -> DicomWebSettings:
+    """Read the `TOMORAY_DICOMWEB_…` variables."""
+    return DicomWebSettings(
+        token=os.environ.get("TOMORAY_DICOMWEB_TOKEN"),
+        user=os.environ.get("TOMORAY_DICOMWEB_USER"),
+        password=os.environ.get("TOMORAY_DICOMWEB_PASSWORD"),
     )
 
 

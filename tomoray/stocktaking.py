@@ -13,7 +13,8 @@ from tomoray.inventory import Heads, Inventory, read_heads
 from tomoray.progress import track
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.series import ListedSeries
-from tomoray.sources import SourceFile, group_volumes, is_volume, list_series, list_source
+from tomoray.sources import SourceFile, list_series, list_source
+from tomoray.volume_files import group_volumes, is_volume
 
 Batch = list[SourceFile]
 ReadBatches = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Heads]]]

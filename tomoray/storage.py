@@ -103,14 +103,23 @@ class Store:
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects below the folder `prefix`, at any depth, sorted by key."""
+        return sorted(self.walk(prefix), key=lambda info: info.key)
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects below the folder `prefix`, as they are found: S3 gives them by key, a thousand a request."""
         try:
             with self._translated(prefix):
-                found = obstore.list(self._place.reader, self._path(prefix) or None, chunk_size=1000).collect()
+                for chunk in obstore.list(self._place.reader, self._path(prefix) or None, chunk_size=1000):
+                    for item in chunk:
+                        yield ObjectInfo(key=self._key(item["path"]), size_bytes=item["size"])
         except FileNotFoundError:
-            return []
-        return sorted(
-            (ObjectInfo(key=self._key(o["path"]), size_bytes=o["size"]) for o in found), key=lambda info: info.key
-        )
+            return
+
+    def stat(self, key: str) -> tuple[int, str]:
+        """Length in bytes, and a tag that changes with the content. Raises `FileNotFoundError` where there is none."""
+        with self._translated(key):
+            found = obstore.head(self._place.reader, self._path(key))
+        return int(found["size"]), str(found["e_tag"] or found["last_modified"])
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; absent ones are no error."""
@@ -170,20 +179,25 @@ class Store:
 
 
 def open_store(url: str) -> Store:
-    """The store at a path, a `file://` URL or `s3://bucket/prefix`. Touches neither disk nor network.
+    """The store at a path, a `file://` URL or `s3://[account@]bucket/prefix`. Touches neither disk nor network.
+
+    The account is `anonymous` or a profile of the AWS config files (`credentials`).
 
     Raises:
-        Usage: another scheme, or `s3://` without a bucket.
+        Usage: another scheme, `s3://` without a bucket, or a password in it.
 
     Example:
         >>> open_store("s3://ct/nlst").url
         's3://ct/nlst'
     """
     if url.startswith("s3://"):
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        place, _, prefix = url.removeprefix("s3://").partition("/")
+        account, _, bucket = place.rpartition("@")
+        if ":" in account:
+            raise Usage("an s3:// URL holds a password; wanted s3://PROFILE@bucket/prefix with the keys in a profile")
         if not bucket:
             raise Usage(f"{url!r} names no bucket; wanted s3://bucket/prefix")
-        return Store(Bucket(bucket), prefix)
+        return Store(Bucket(bucket, account), prefix)
     if url.startswith("file://"):
         url = unquote(urlsplit(url).path)
     elif re.match(r"[a-z][a-z0-9+.-]*://", url, re.IGNORECASE):

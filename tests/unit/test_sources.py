@@ -11,7 +11,7 @@ import pytest
 from tomoray.config import NiftiPattern
 from tomoray.errors import Fatal, Reason, Refused
 from tomoray.pseudonyms import Pseudonyms
-from tomoray.sources import SourceFile, group_dicom, group_nifti, list_source, read_headers, read_zip
+from tomoray.sources import SourceFile, group_dicom, group_volumes, list_source, read_headers, read_zip
 
 NAMES = Pseudonyms(b"a key for tests only, of no worth")
 
@@ -41,7 +41,7 @@ def test_loose_mixed_folder_is_grouped_by_series(make_series, tmp_path):
     write(other, tmp_path / "a" / "deep")
     (tmp_path / "readme.txt").write_text("no image")
 
-    instances, bad = read_headers(list_source(str(tmp_path)))
+    instances, bad = read_headers(list(list_source(str(tmp_path))))
     random.Random(0).shuffle(instances)
 
     assert [len(series.instances) for series in group_dicom(instances)] == [4, 5]
@@ -51,7 +51,7 @@ def test_loose_mixed_folder_is_grouped_by_series(make_series, tmp_path):
 def test_file_that_should_be_dicom_and_is_not_is_accounted_for(tmp_path):
     (tmp_path / "broken.dcm").write_text("SECRET^NAME")
     (tmp_path / "empty.dcm").write_bytes(b"")
-    instances, bad = read_headers(list_source(str(tmp_path)))
+    instances, bad = read_headers(list(list_source(str(tmp_path))))
     assert instances == []
     assert [entry.refusal.reason for entry in bad] == [Reason.UNREADABLE] * 2
     assert "SECRET" not in "".join(str(entry.refusal) for entry in bad)
@@ -62,7 +62,7 @@ def test_long_header_is_read_to_its_end(make_series, tmp_path):
     for dataset in series.datasets:
         dataset.add_new(0x00091010, "OB", bytes(200_000))  # private, before the pixels
     write(series, tmp_path / "a")
-    instances, bad = read_headers(list_source(str(tmp_path)))
+    instances, bad = read_headers(list(list_source(str(tmp_path))))
     assert len(instances) == 3
     assert bad == []
 
@@ -71,7 +71,7 @@ def test_nifti_masks_find_their_image_though_names_hold_underscores():
     names = ["STS_001_ct.nii.gz", "STS_001_gtv.nii.gz", "STS_001_lung_left.nii.gz", "STS_002_gtv.nii.gz"]
     files = [SourceFile(root="r", key=f"deep/{name}", size_bytes=1) for name in names]
 
-    cases, unpaired = group_nifti(files, NiftiPattern())
+    cases, unpaired = group_volumes(files, NiftiPattern())
 
     assert [(case.case, [name for name, *_ in case.labels]) for case in cases] == [("STS_001", ["gtv", "lung_left"])]
     assert [entry.file.key for entry in unpaired] == ["deep/STS_002_gtv.nii.gz"]
@@ -79,7 +79,7 @@ def test_nifti_masks_find_their_image_though_names_hold_underscores():
 
 def test_nifti_pattern_is_free():
     files = [SourceFile(root="r", key=key, size_bytes=1) for key in ("img-7.nii", "liver-of-7.nii")]
-    cases, unpaired = group_nifti(files, NiftiPattern(image="img-{case}.nii", label="{label}-of-{case}.nii"))
+    cases, unpaired = group_volumes(files, NiftiPattern(image="img-{case}.nii", label="{label}-of-{case}.nii"))
     assert [(case.case, case.labels) for case in cases] == [("7", (("liver", "liver-of-7.nii", 1),))]
     assert unpaired == []
 
@@ -124,7 +124,7 @@ def test_any_file_name_is_listed_and_links_in_a_ring_end(make_series, tmp_path):
     (tmp_path / "ring").symlink_to(tmp_path)
     (tmp_path / "nowhere.dcm").symlink_to(tmp_path / "gone")
 
-    instances, bad = read_headers(list_source(str(tmp_path)))
+    instances, bad = read_headers(list(list_source(str(tmp_path))))
 
     assert len(instances) == 3
     assert [str(entry.refusal) for entry in bad] == ["unreadable: a file cannot be opened (No such file or directory)"]
