@@ -28,15 +28,17 @@ def plan(result: Result, archive: str) -> RenderableType:
     table.add_row("compute", f"${dollars['on_demand']:,.2f} on demand, ${dollars['spot']:,.2f} on spot machines")
     table.add_row("requests", f"${dollars['requests']:,.2f}")
     note = (
-        f"Prices of {assumes['prices']}. Rates of one vCPU: {assumes['native_mb_per_s']:.0f} MB/s of voxels from native "
-        f"DICOM, {assumes['compressed_mb_per_s']:.0f} from compressed. Nothing was changed."
+        f"Prices of {assumes['prices']}. Rates of one vCPU: {assumes['native_mb_per_s']:.0f} MB/s of voxels from "
+        f"native DICOM, {assumes['compressed_mb_per_s']:.0f} from compressed. Nothing was changed."
     )
     return Group(table, Text(note, style="dim"), Text(f"Next: tomoray preprocess SOURCE {archive}", style="dim"))
 
 
 def watched(result: Result) -> RenderableType:
     """How the run stood when it ended."""
-    return Text(f"ended: {result.get('done', 0)} of {result.get('total', 0)} series, {result.get('refused', 0)} refused")
+    return Text(
+        f"ended: {result.get('done', 0)} of {result.get('total', 0)} series, {result.get('refused', 0)} refused"
+    )
 
 
 def rows(result: Result) -> RenderableType:

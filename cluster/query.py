@@ -19,7 +19,18 @@ from tomoray.filters import parse_filter
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.reasons import ABOUT
 
-SHOWN = ("series_id", "part", "status", "reason", "shape_zyx", "spacing_zyx_mm", "manufacturer", "kernel", "sex", "age_years")
+SHOWN = (
+    "series_id",
+    "part",
+    "status",
+    "reason",
+    "shape_zyx",
+    "spacing_zyx_mm",
+    "manufacturer",
+    "kernel",
+    "sex",
+    "age_years",
+)
 
 
 def query(

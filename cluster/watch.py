@@ -28,7 +28,9 @@ def follow(url: str, *, every_s: float = RENEW_S) -> dict[str, Any]:
     with track("preprocess", run["progress"].get("total")) as advance:
         while run is not None:
             if run["age_s"] > STALE_S:
-                raise Fatal(f"the run on {run['host']} has said nothing for {run['age_s']:.0f} s; run its command again")
+                raise Fatal(
+                    f"the run on {run['host']} has said nothing for {run['age_s']:.0f} s; run its command again"
+                )
             last, counts = run, run["progress"]
             now = counts.get("done", 0)
             rate = f"{counts.get('voxel_mb', 0):.0f} MB, {counts.get('mb_per_s', 0):.0f} MB/s"

@@ -32,8 +32,8 @@ from tomoray.progress import Advance, track
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.series import Item
 from tomoray.sources import SourceFile
-from tomoray.stocktaking import take_stock
 from tomoray.stack import Rules
+from tomoray.stocktaking import take_stock
 from tomoray.storage import open_store
 
 FLUSH_EVERY_S = 30.0

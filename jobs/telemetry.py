@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Counter, start_http_server
-from typing_extensions import Self
 
 
 class Telemetry:

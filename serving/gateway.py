@@ -36,9 +36,9 @@ from serving.schemas import (
 from tomoray import __version__
 from tomoray.dicom_seg import archived_headers
 from tomoray.errors import Fatal, TooLarge
+from tomoray.loader import LoadedScan
 from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import LoadedSeries
-from tomoray.sources import read_zip
+from tomoray.uploads import read_zip
 
 MAX_JSON_BYTES = 64 * 1024
 MAX_EXPANSION = 4  # a study may unpack to this many times the largest body
@@ -157,7 +157,7 @@ class Gateway:
             notes=info.notes,
         )
 
-    def _read(self, data: bytes) -> tuple[LoadedSeries, ray.ObjectRef[Any]]:
+    def _read(self, data: bytes) -> tuple[LoadedScan, ray.ObjectRef[Any]]:
         try:
             loaded = read_zip(data, MAX_EXPANSION * self._max_body_bytes, self._pseudonyms)
         except TooLarge as error:

@@ -2,7 +2,8 @@
 
     ARCHIVE/catalog/<0…f>.parquet    series by the first digit of their id
 
-A series that holds several scans, or a scan and something else, has a row for each `part`. A file is rewritten only where its rows change, so the same rows always leave the same bytes. One writer at a time.
+A series that holds several scans, or a scan and something else, has a row for each `part`. A file is rewritten only
+where its rows change, so the same rows always leave the same bytes. One writer at a time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tomoray.storage import Store
 from tomoray.volume import Image, Volume
 
 Row = dict[str, Any]
+
+_KNOWN_BESIDES = ("series_id", "code_version")  # columns of an audit that every row has anyway
 
 SCHEMA = pa.schema(
     [
@@ -66,7 +69,7 @@ SCHEMA = pa.schema(
         pa.field("notes", pa.list_(pa.string())),
         pa.field("instances_sha256", pa.string()),
         pa.field("input_sha256", pa.string()),
-        *AUDIT_FIELDS,
+        *(pa.field(f"deid_{field.name}", field.type) for field in AUDIT_FIELDS if field.name not in _KNOWN_BESIDES),
         pa.field("code_version", pa.string(), nullable=False),
         pa.field("config_sha256", pa.string(), nullable=False),
     ]
@@ -171,7 +174,7 @@ def stored_row(volume: Volume, config_sha256: str, header: Deidentified | None =
         input_sha256=info.input_sha256,
         config_sha256=config_sha256,
         **_hu_statistics(image),
-        **(audit_row(header.audit) if header else {}),
+        **_audit(header, info.series_id),
     )
 
 
@@ -186,15 +189,8 @@ def refused_row(
     header: Deidentified | None = None,
 ) -> Row:
     """The row of what is not in the archive, and why."""
-    about = {} if header is None else {
-        "manufacturer": header.manufacturer,
-        "model": header.model,
-        "kernel": header.kernel,
-        "body_part": header.body_part,
-        "sex": header.sex,
-        "age_years": header.age_years,
-        **audit_row(header.audit),
-    }
+    known = ("manufacturer", "model", "kernel", "body_part", "sex", "age_years")
+    about = {name: getattr(header, name) for name in known} if header else {}
     return _row(
         series_id=identity.series_id,
         part=part,
@@ -207,7 +203,15 @@ def refused_row(
         instances_sha256=identity.digest,
         config_sha256=config_sha256,
         **about,
+        **_audit(header, identity.series_id),
     )
+
+
+def _audit(header: Deidentified | None, series_id: str) -> dict[str, Any]:
+    if header is None:
+        return {}
+    row = audit_row(header.audit, series_id=series_id)
+    return {f"deid_{name}": value for name, value in row.items() if name not in _KNOWN_BESIDES}
 
 
 def _hu_statistics(image: Image) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def estimate(sizes: Iterable[Size], prices: Prices, *, node: str, n_nodes: int) 
     cpu_hours = (native_mb / NATIVE_MB_PER_S + compressed_mb / COMPRESSED_MB_PER_S) / 3600
     memory = np.array([task_bytes(int(v)) for v in found[:, 2]]) / 1e9 if len(found) else np.zeros(1)
     if memory.max() > kind.memory_gb:
-        raise Usage(f"the largest series wants {memory.max():.1f} GB; {node} has {kind.memory_gb:g}: name a larger --node")
+        raise Usage(
+            f"the largest series wants {memory.max():.1f} GB; {node} has {kind.memory_gb:g}: name a larger --node"
+        )
     tasks = max(1, min(kind.vcpus, int(kind.memory_gb * 0.7 / np.quantile(memory, 0.9))))
     node_hours = cpu_hours / tasks
     archive_gb = voxel_bytes / 1e9 / ARCHIVE_RATIO

@@ -13,10 +13,12 @@ from tomoray.errors import Reason, Refused
 from tomoray.inventory import Inventory, read_heads
 from tomoray.loader import LoadedScan, RefusedPart, load_dicom, load_volume_files
 from tomoray.series import BadFile, DicomSeries, Item, ListedSeries, VolumeCase
-from tomoray.sources import IDC_BUCKET, list_source, read_file
+from tomoray.sources import list_source, read_file
 from tomoray.stack import Rules
 
 Row = Mapping[str, Any]
+
+_PUBLIC = "s3://anonymous@"
 
 WORKER_BYTES = 300_000_000  # a process with its libraries, before it reads anything
 
@@ -50,7 +52,7 @@ class Ingester:
     sources: tuple[str, ...] = ()
 
     def ingest(self, item: Item) -> Ingested:
-        """Store every scan of one item, and say why the rest is none. Safe to repeat: the same input, the same bytes."""
+        """Store every scan of one item, and say why the rest is none. Safe to repeat: same input, same bytes."""
         rows: list[Row] = []
         voxel_bytes = 0
         for outcome in self._load(item):
@@ -66,9 +68,12 @@ class Ingester:
         if isinstance(item, BadFile):
             yield RefusedPart(item=item, refusal=item.refusal)
         elif isinstance(item, VolumeCase):
-            yield from load_volume_files(item, read_file, self.deidentifier, self.rules, source_uri=self._lineage(item.root))
+            yield from load_volume_files(
+                item, read_file, self.deidentifier, self.rules, source_uri=self._lineage(item.root)
+            )
         elif isinstance(item, DicomSeries):
-            yield from load_dicom(item, read_file, self.deidentifier, self.rules, source_uri=self._lineage(item.root))
+            place = self._lineage(item.root)
+            yield from load_dicom(item, read_file, self.deidentifier, self.rules, source_uri=place)
         else:
             yield from self._load_listed(item)
 
@@ -92,20 +97,19 @@ class Ingester:
         return [{**row, "series_id": identity.series_id, "instances_sha256": identity.digest} for row in rows]
 
     def _refused(self, part: RefusedPart) -> Row:
-        source_uri = self._lineage(part.item.root)
         return refused_row(
             part.item.identify(self.deidentifier.pseudonyms),
             part.refusal,
             part=part.part,
             n_instances=part.n_instances,
-            source_uri=scrub_uri(source_uri, part.header.identifiers) if part.header else source_uri,
+            source_uri=part.source_uri or self._lineage(part.item.root),
             config_sha256=self.config_sha256,
             header=part.header,
         )
 
     def _lineage(self, root: str) -> str:
         """Where an item came from, as far as it can be written down: names below a source may name patients."""
-        if root in self.sources or root.startswith(IDC_BUCKET):
+        if root in self.sources or root.startswith(_PUBLIC):
             return root
         if root.startswith("dicomweb+"):
             return root.partition("?")[0].partition("/studies/")[0]

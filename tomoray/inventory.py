@@ -21,9 +21,9 @@ from tomoray.dicom import (
     ENHANCED_CT_STORAGE,
     HEAD_BYTES,
     MEDIA_DIRECTORY_STORAGE,
-    Instance,
     SEGMENTATION_STORAGE,
     STRUCTURE_SET_STORAGE,
+    Instance,
     NotDicomError,
     looks_like_dicom,
     read_instance,
@@ -129,7 +129,7 @@ class Inventory:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix="tomoray-inventory-")  # 0600
+        self._file = tempfile.NamedTemporaryFile(prefix="tomoray-inventory-")  # noqa: SIM115 - closed by `close`; mode 0600
         self._db = sqlite3.connect(self._file.name)
         self._db.executescript(_SCHEMA)
 
@@ -175,7 +175,9 @@ class Inventory:
 
     def entries(self, *, like: str = "") -> Iterator[Entry]:
         """Entries by their pseudonym, in order; `like`: only those that begin so."""
-        rows = self._db.execute("SELECT * FROM entry WHERE series_id >= ? AND series_id < ? ORDER BY series_id", (like, f"{like}g"))
+        rows = self._db.execute(
+            "SELECT * FROM entry WHERE series_id >= ? AND series_id < ? ORDER BY series_id", (like, f"{like}g")
+        )
         for series_id, patient_id, digest, n_instances, size_bytes, voxel_bytes, item in rows:
             yield Entry(
                 identity=Identity(series_id=series_id, patient_id=patient_id, digest=digest),

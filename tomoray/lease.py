@@ -87,7 +87,9 @@ def read_run(store: Store) -> dict[str, Any] | None:
 def _is_dead(run: dict[str, Any]) -> bool:
     if run["age_s"] > STALE_S:
         return True
-    return bool(run["host"] == socket.gethostname() and not Path(f"/proc/{run['pid']}").exists() and Path("/proc").exists())
+    return bool(
+        run["host"] == socket.gethostname() and not Path(f"/proc/{run['pid']}").exists() and Path("/proc").exists()
+    )
 
 
 def _renew(store: Store, me: dict[str, Any], progress: Progress, ended: threading.Event) -> None:

@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from tomoray import nifti, nrrd
+from tomoray import nifti
 from tomoray.assembly import assemble
 from tomoray.deidentify import Deidentified, Deidentifier
 from tomoray.dicom import STRUCTURE_SET_STORAGE, Instance, NotDicomError, read_dataset, read_instance
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
+from tomoray.identifiers import identifiers, scrub_uri
 from tomoray.inventory import CT_STORAGE
 from tomoray.pixels import decode_hu
 from tomoray.rtstruct import read_rtstruct
@@ -60,6 +62,7 @@ class RefusedPart:
     refusal: Refused
     part: str = ""
     n_instances: int = 1
+    source_uri: str = ""
     header: Deidentified | None = None
 
 
@@ -97,7 +100,7 @@ def load_dicom(
     try:
         decoded = _decode(series, read, keep_headers=keep_headers)
     except Refused as refusal:
-        yield RefusedPart(item=series, refusal=refusal, n_instances=len(series.files))
+        yield RefusedPart(item=series, refusal=refusal, n_instances=len(series.files), source_uri=source_uri)
         return
 
     def same_pixels(a: PlaneRef, b: PlaneRef) -> bool:
@@ -106,29 +109,41 @@ def load_dicom(
 
     stacks, rejected = assemble(decoded.instances, rules, same_pixels)
     for part in rejected:
-        header = _describe(decoded.instances[part.instances[0]], read, deidentifier)
+        header, place = _describe(decoded.instances[part.instances[0]], read, deidentifier, source_uri)
         yield RefusedPart(
-            item=series, refusal=part.refusal, part=part.part, n_instances=len(part.instances), header=header
+            item=series,
+            refusal=part.refusal,
+            part=part.part,
+            n_instances=len(part.instances),
+            source_uri=place,
+            header=header,
         )
     drawings = _read_drawings(series, read)
     for n, stack in enumerate(stacks):
-        header = _describe(decoded.instances[stack.planes[0].instance], read, deidentifier)
+        header, place = _describe(decoded.instances[stack.planes[0].instance], read, deidentifier, source_uri)
         broken = [decoded.errors[ref] for ref in stack.planes if ref in decoded.errors]
         if broken:
             of = f"{len(broken)} of {len(stack.planes)} slices"
-            refusal = Refused(broken[0].reason, f"{of}: {broken[0].evidence}")
-            yield RefusedPart(item=series, refusal=refusal, part=stack.part, n_instances=len(stack.planes), header=header)
+            unreadable = Refused(broken[0].reason, f"{of}: {broken[0].evidence}")
+            yield RefusedPart(
+                item=series,
+                refusal=unreadable,
+                part=stack.part,
+                n_instances=len(stack.planes),
+                source_uri=place,
+                header=header,
+            )
             continue
         image = _stacked(stack, decoded, last=n == len(stacks) - 1)
         labels, drawn = _draw(drawings, stack.geometry)
         digests = [*_digests(stack, decoded), *drawn]
-        info = _info(series, stack, decoded, deidentifier, header, digests, source_uri)
+        info = _info(series, stack, decoded, deidentifier, header, digests, place)
         yield LoadedScan(
             volume=Volume(image_zyx=image, geometry=stack.geometry, info=info, labels=labels),
             header=header,
             headers=tuple(decoded.headers[ref.instance] for ref in stack.planes) if keep_headers else (),
         )
-    yield from (_unfit(drawing) for drawing in drawings if not drawing.fits)
+    yield from (_unfit(drawing, source_uri) for drawing in drawings if not drawing.fits)
 
 
 def load_volume_files(
@@ -142,7 +157,7 @@ def load_volume_files(
             found = f"shape {geometry.shape_zyx}; wanted {rules.min_slices} or more along each axis"
             raise Refused(Reason.TOO_FEW_SLICES, found)
     except Refused as refusal:
-        yield RefusedPart(item=case, refusal=refusal)
+        yield RefusedPart(item=case, refusal=refusal, source_uri=source_uri)
         return
     digests = [hashlib.sha256(data).hexdigest()]
     labels: dict[str, Mask] = {}
@@ -155,7 +170,7 @@ def load_volume_files(
             labels[name] = _format(key).read_mask(data, geometry)
         except Refused as refusal:
             alone = VolumeCase(root=case.root, case=f"{case.case} {name}", image=key, size_bytes=size_bytes, labels=())
-            unfit.append(RefusedPart(item=alone, refusal=refusal))
+            unfit.append(RefusedPart(item=alone, refusal=refusal, source_uri=source_uri))
             continue
         digests.append(hashlib.sha256(data).hexdigest())
     pseudonyms = deidentifier.pseudonyms
@@ -190,7 +205,7 @@ def _decode(series: DicomSeries, read: Read, *, keep_headers: bool) -> _Decoded:
         decoded.digests.append(hashlib.sha256(data).hexdigest())
         if keep_headers:
             dataset = read_dataset(data)
-            del dataset.PixelData
+            dataset.pop("PixelData", None)
             decoded.headers.append(dataset)
         if not (instance.sop_class in CT_STORAGE and instance.rows and instance.columns):
             continue
@@ -315,14 +330,20 @@ def _draw(drawings: Iterable[_Drawing], geometry: Geometry) -> tuple[dict[str, M
     return labels, digests
 
 
-def _unfit(drawing: _Drawing) -> RefusedPart:
+def _unfit(drawing: _Drawing, source_uri: str) -> RefusedPart:
     alone = DicomSeries(series_uid="", study_uid="", patient_id="", files=(drawing.file,))
     refusal = drawing.refusal or Refused(Reason.LABEL_WITHOUT_IMAGE, "the series it was drawn on holds no scan")
-    return RefusedPart(item=alone, refusal=refusal)
+    return RefusedPart(item=alone, refusal=refusal, source_uri=source_uri)
 
 
-def _describe(instance: Instance, read: Read, deidentifier: Deidentifier) -> Deidentified:
-    return deidentifier.describe(read_dataset(read(instance.root, instance.key)))
+def _describe(instance: Instance, read: Read, deidentifier: Deidentifier, source_uri: str) -> tuple[Deidentified, str]:
+    """What may be known of a series by one of its headers, and of its source."""
+    try:
+        dataset = read_dataset(read(instance.root, instance.key))
+    except NotDicomError:  # the header could be read, and something behind it cannot
+        dataset = Dataset()
+    place = source_uri if deidentifier.config.keep_identifiers else scrub_uri(source_uri, identifiers(dataset))
+    return deidentifier.describe(dataset), place
 
 
 def _digests(stack: Stack, decoded: _Decoded) -> list[str]:
@@ -349,7 +370,7 @@ def _info(
         scan_id=pseudonyms.token("scan", first.series_uid, identity.digest, *([stack.part] if stack.part else [])),
         series_id=identity.series_id,
         patient_id=identity.patient_id,
-        source_uri=scrub_uri(source_uri, header.identifiers),
+        source_uri=source_uri,
         part=stack.part,
         n_instances=n_instances,
         instances_sha256=identity.digest,
@@ -372,8 +393,8 @@ def _info(
     )
 
 
-def _format(key: str) -> _VolumeFormat:
-    return nrrd if key.lower().endswith(".nrrd") else nifti
+def _format(key: str) -> ModuleType:
+    return nifti
 
 
 def _digest_of(digests: Iterable[str]) -> str:

@@ -67,7 +67,9 @@ class DicomSeries:
 
     def identify(self, pseudonyms: Pseudonyms) -> Identity:
         """By UIDs. Where those are empty, by the instances, so that series and patients are never merged."""
-        digest = pseudonyms.digest("instances", sorted(f"{f.sop_uid} {f.size_bytes}" for f in (*self.files, *self.drawings)))
+        digest = pseudonyms.digest(
+            "instances", sorted(f"{f.sop_uid} {f.size_bytes}" for f in (*self.files, *self.drawings))
+        )
         return Identity(
             series_id=pseudonyms.token("series", self.series_uid or digest),
             patient_id=pseudonyms.token("patient", self.patient_id or f"study {self.study_uid or digest}"),

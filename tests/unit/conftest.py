@@ -12,11 +12,15 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from tomoray.deidentify import Deidentifier
 from tomoray.dicom import Instance, read_instance
+from tomoray.inventory import group_dicom, head_of
+from tomoray.loader import LoadedScan, RefusedPart, load_dicom
 from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import DicomSeries, LoadedSeries, load_dicom
+from tomoray.stack import Rules
 
 KEY = b"a key for tests only, of no worth"
+NAMES = Pseudonyms(KEY)
 
 
 @dataclass
@@ -28,14 +32,30 @@ class Series:
 
     def instances(self) -> list[Instance]:
         """Write every dataset and read its header back."""
-        self.files = {f"{n}.dcm": _as_file(dataset) for n, dataset in enumerate(self.datasets)}
-        found = [read_instance(data, root="mem", key=key, size_bytes=len(data)) for key, data in self.files.items()]
+        written = {f"{n}.dcm": _as_file(dataset) for n, dataset in enumerate(self.datasets)}
+        self.files |= written
+        found = [read_instance(data, root="mem", key=key, size_bytes=len(data)) for key, data in written.items()]
         return [instance for instance in found if instance is not None]
 
-    def load(self, *segmentations: Instance) -> LoadedSeries:
-        """Load the series as preprocessing does."""
-        series = DicomSeries(instances=tuple(self.instances()), segmentations=segmentations)
-        return load_dicom(series, lambda _root, key: self.files[key], Pseudonyms(KEY), min_slices=3)
+    def parts(self, *drawings: Instance, rules: Rules | None = None) -> list[LoadedScan | RefusedPart]:
+        """Everything that the series ends in, as preprocessing finds it; drawings' bytes are in `files`."""
+        heads = [head_of(instance) for instance in (*self.instances(), *drawings)]
+        found = group_dicom(heads, NAMES)
+        read, deidentifier = (lambda _root, key: self.files[key]), Deidentifier(NAMES)
+        wanted = rules or Rules()
+        return [
+            p for s in found for p in load_dicom(s, read, deidentifier, wanted, source_uri="mem", keep_headers=True)
+        ]
+
+    def load(self, *drawings: Instance) -> LoadedScan:
+        """The one scan that the series is. Raises what it is refused with."""
+        parts = self.parts(*drawings)
+        scans = [part for part in parts if isinstance(part, LoadedScan)]
+        for part in parts:
+            if isinstance(part, RefusedPart) and not scans:
+                raise part.refusal
+        (scan,) = scans
+        return scan
 
 
 @pytest.fixture

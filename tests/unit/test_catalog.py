@@ -1,9 +1,13 @@
 import pytest
+from pydicom import Dataset
 
 from tomoray import __version__
 from tomoray.catalog import SCHEMA, Catalog, refused_row, split_by_patient, stored_row
 from tomoray.config import SplitConfig
-from tomoray.errors import Fatal, Reason
+from tomoray.deidentify import Deidentifier
+from tomoray.errors import Fatal, Reason, Refused
+from tomoray.pseudonyms import Pseudonyms
+from tomoray.series import Identity
 from tomoray.storage import open_store
 
 
@@ -14,16 +18,19 @@ def catalog(tmp_path):
 
 def refused(series_id, evidence="gap of 5.0 mm after plane 7; wanted 2.5 mm"):
     return refused_row(
-        series_id=series_id,
-        patient_id="ab" * 10,
+        Identity(series_id=series_id, patient_id="ab" * 10, digest="0" * 64),
+        Refused(Reason.MISSING_SLICES, evidence),
         source_uri="/data/ct",
         n_instances=40,
-        instances_sha256="0" * 64,
-        reason=Reason.MISSING_SLICES,
-        evidence=evidence,
         config_sha256="1" * 64,
-        manufacturer="GE MEDICAL SYSTEMS",
+        header=Deidentifier(Pseudonyms(b"a key for tests only")).describe(header_of_a_ge_scanner()),
     )
+
+
+def header_of_a_ge_scanner():
+    dataset = Dataset()
+    dataset.Modality, dataset.Manufacturer, dataset.PatientName = "CT", "GE MEDICAL SYSTEMS", "DOE^JANE"
+    return dataset
 
 
 def stat(folder):
@@ -48,7 +55,7 @@ def test_a_refused_series_has_its_reason_in_its_row(catalog):
     (row,) = catalog.rows()
     assert (row["status"], row["reason"], row["scan_id"]) == ("refused", "missing_slices", None)
     assert row["evidence"].startswith("gap of 5.0 mm")
-    assert row["manufacturer"] == "GE MEDICAL SYSTEMS"
+    assert (row["manufacturer"], row["deid_n_removed"]) == ("GE", 1)
 
 
 def test_an_empty_catalog_has_the_columns(catalog):

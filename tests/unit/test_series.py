@@ -14,16 +14,21 @@ from pydicom.uid import (
 )
 
 from tomoray.errors import Reason, Refused
+from tomoray.loader import RefusedPart
 
 
 def stored_values(series):
     return np.stack([np.frombuffer(d.PixelData, dtype=np.uint16).reshape(d.Rows, d.Columns) for d in series.datasets])
 
 
+def refusals_of(series) -> list[Refused]:
+    """What the series, or parts of it, are refused with."""
+    return [part.refusal for part in series.parts() if isinstance(part, RefusedPart)]
+
+
 def refusal_of(series) -> Refused:
-    with pytest.raises(Refused) as caught:
-        series.load()
-    return caught.value
+    (refusal,) = refusals_of(series)
+    return refusal
 
 
 def test_planes_are_sorted_by_position_whatever_the_file_order(make_series):
@@ -205,10 +210,9 @@ MUTATIONS = {
 def test_refuses_each_mutation_with_its_own_code(make_series, reason):
     series = make_series(8)
     MUTATIONS[reason](series)
-    refusal = refusal_of(series)
-    assert refusal.reason == reason
-    assert refusal.evidence
-    assert "SECRET" not in str(refusal)
+    refusals = refusals_of(series)
+    assert reason in {refusal.reason for refusal in refusals}
+    assert all(refusal.evidence and "SECRET" not in str(refusal) for refusal in refusals)
 
 
 def test_refusal_says_where_slices_are_missing(make_series):
