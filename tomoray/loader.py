@@ -118,7 +118,8 @@ def load_dicom(
             source_uri=place,
             header=header,
         )
-    drawings = _read_drawings(series, read)
+    drawings = _read_drawings(series, read) if stacks else []
+    n_scans = 0
     for n, stack in enumerate(stacks):
         header, place = _describe(decoded.instances[stack.planes[0].instance], read, deidentifier, source_uri)
         broken = [decoded.errors[ref] for ref in stack.planes if ref in decoded.errors]
@@ -135,6 +136,7 @@ def load_dicom(
             )
             continue
         image = _stacked(stack, decoded, last=n == len(stacks) - 1)
+        n_scans += 1
         labels, drawn = _draw(drawings, stack.geometry)
         digests = [*_digests(stack, decoded), *drawn]
         info = _info(series, stack, decoded, deidentifier, header, digests, place)
@@ -143,7 +145,8 @@ def load_dicom(
             header=header,
             headers=tuple(decoded.headers[ref.instance] for ref in stack.planes) if keep_headers else (),
         )
-    yield from (_unfit(drawing, source_uri) for drawing in drawings if not drawing.fits)
+    if n_scans:  # else drawings share the refusal of their series
+        yield from (_unfit(drawing, source_uri) for drawing in drawings if not drawing.fits)
 
 
 def load_volume_files(
