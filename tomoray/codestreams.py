@@ -17,7 +17,7 @@ import jpeg_ls
 from libjpeg.utils import decode_pixel_data as decode_jpeg
 from openjpeg.utils import decode_pixel_data as decode_j2k
 from pydicom.encaps import encapsulate
-from pydicom.pixels.decoders import RLELosslessDecoder
+from pydicom.pixels.decoders.base import RLELosslessDecoder
 
 from tomoray.errors import Reason, Refused
 
