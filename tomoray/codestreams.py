@@ -32,7 +32,7 @@ SYNTAXES = JPEG_LOSSY | JPEG_LOSSLESS | JPEG_LS | JPEG_2000 | HTJ2K | {RLE}
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _FRAME_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")  # JPEG and JPEG-LS, JPEG 2000
-_FRAME_ENDS = (b"\xff\xd9",)
+_FRAME_END = b"\xff\xd9"  # of all of them; within a codestream it cannot stand
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 
 _item = Struct("<4sL").unpack_from
@@ -91,8 +91,10 @@ def read_size(codestream: bytes, syntax: str) -> Size:
     """The size in a codestream's header. RLE has none, and is not asked for one.
 
     Raises:
-        ValueError: there is no such header, or one that could mislead a decoder.
+        ValueError: there is no such header, or one that could mislead a decoder, or the codestream is cut off.
     """
+    if not _is_ended(codestream):  # libjpeg would make up what is missing
+        raise ValueError("the codestream has no end")
     try:
         return _read_j2k_size(codestream) if syntax in JPEG_2000 | HTJ2K else _read_jpeg_size(codestream, syntax)
     except (IndexError, error) as short:
@@ -165,8 +167,13 @@ def _starts_of_codestreams(data: bytes, fragments: list[tuple[int, int]]) -> lis
     for number, (start, end) in enumerate(fragments):
         if ended and data.startswith(_FRAME_STARTS, start):
             starts.append(number)
-        ended = data[max(start, end - 16) : end].rstrip(b"\0").endswith(_FRAME_ENDS)
+        ended = _is_ended(data[start:end])
     return starts if starts[:1] == [0] and ended else []
+
+
+def _is_ended(codestream: bytes) -> bool:
+    """Whether the last marker is there; after it there may be padding."""
+    return _FRAME_END in codestream.rstrip(b"\0")[-64:]
 
 
 def _read_jpeg_size(codestream: bytes, syntax: str) -> Size:
