@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from struct import pack
@@ -15,28 +16,31 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import dcmread, read_partial
 from pydicom.tag import BaseTag
 
-from tomoray import elements
-from tomoray.elements import Elements, Values
+from tomoray import elements, tags
+from tomoray.elements import Elements, Ended, Unusual, Values
+
+MAX_INFLATED_BYTES = 2**30  # of a deflated file; a CT volume of 2000 slices
+_INFLATED_AT_ONCE = 65_536
 
 # Functional group macros of enhanced CT (PS3.3 C.7.6.16.2, C.8.15.3): sequence, element, the classic element it is.
 _FRAME_MACROS = (
-    (0x00209113, 0x00200032, elements.POSITION),  # Plane Position
-    (0x00209116, 0x00200037, elements.ORIENTATION),  # Plane Orientation
-    (0x00289110, 0x00280030, elements.PIXEL_SPACING),  # Pixel Measures
-    (0x00289110, 0x00180050, elements.SLICE_THICKNESS),
-    (0x00289145, 0x00281052, elements.INTERCEPT),  # Pixel Value Transformation
-    (0x00289145, 0x00281053, elements.SLOPE),
-    (0x00289145, 0x00281054, elements.RESCALE_TYPE),
-    (0x00189329, 0x00089007, elements.IMAGE_TYPE),  # CT Image Frame Type
-    (0x00209111, 0x00209156, elements.ACQUISITION_NUMBER),  # Frame Content
-    (0x00209111, 0x00209128, elements.TEMPORAL_POSITION),
-    (0x00189118, 0x00209153, elements.TRIGGER_TIME),  # Cardiac Synchronization
+    (0x00209113, 0x00200032, tags.POSITION),  # Plane Position
+    (0x00209116, 0x00200037, tags.ORIENTATION),  # Plane Orientation
+    (0x00289110, 0x00280030, tags.PIXEL_SPACING),  # Pixel Measures
+    (0x00289110, 0x00180050, tags.SLICE_THICKNESS),
+    (0x00289145, 0x00281052, tags.INTERCEPT),  # Pixel Value Transformation
+    (0x00289145, 0x00281053, tags.SLOPE),
+    (0x00289145, 0x00281054, tags.RESCALE_TYPE),
+    (0x00189329, 0x00089007, tags.IMAGE_TYPE),  # CT Image Frame Type
+    (0x00209111, 0x00209156, tags.ACQUISITION_NUMBER),  # Frame Content
+    (0x00209111, 0x00209128, tags.TEMPORAL_POSITION),
+    (0x00189118, 0x00209153, tags.TRIGGER_TIME),  # Cardiac Synchronization
 )
 # Of the whole instance, from its first frame.
 _FIRST_FRAME_MACROS = (
-    (0x00189304, 0x00181120, elements.GANTRY_TILT),  # CT Acquisition Details
-    (0x00189314, 0x00181210, elements.KERNEL),  # CT Reconstruction
-    (0x00189325, 0x00180060, elements.KVP),  # CT X-Ray Details
+    (0x00189304, 0x00181120, tags.GANTRY_TILT),  # CT Acquisition Details
+    (0x00189314, 0x00181210, tags.KERNEL),  # CT Reconstruction
+    (0x00189325, 0x00180060, tags.KVP),  # CT X-Ray Details
 )
 
 
@@ -46,6 +50,7 @@ class NotDicomError(Exception):
 
 def read_dataset(data: bytes) -> Dataset:
     """Read a whole file. Raises `NotDicomError` where it cannot be parsed."""
+    _check_inflation(data)
     try:
         with quiet_pydicom():
             return dcmread(io.BytesIO(data))
@@ -67,29 +72,31 @@ def parse(data: bytes | memoryview, *, whole: bool) -> Elements | None:
     Raises:
         NotDicomError: it does not read this one.
     """
+    data = bytes(data)
+    _check_inflation(data)
     stream = io.BytesIO(data)
     reached_pixels = False
     offset = length = None
 
     def at_pixels(tag: BaseTag, _vr: str | None, length_bytes: int) -> bool:
         nonlocal reached_pixels, offset, length
-        if tag in elements.FIRST_PIXEL_TAGS:
+        if tag in tags.FIRST_PIXEL_TAGS:
             reached_pixels = True
-            if tag == elements.PIXEL_DATA:
+            if tag == tags.PIXEL_DATA:
                 offset = stream.tell()
                 length = length_bytes if length_bytes != elements.UNDEFINED_LENGTH else None
         return reached_pixels
 
     try:
         with quiet_pydicom():
-            dataset = read_partial(stream, at_pixels, specific_tags=[*elements.WANTED, *elements.SEQUENCES])
+            dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES])
             if not (whole or reached_pixels):
                 return None
-            syntax = _text(dataset.file_meta, elements.TRANSFER_SYNTAX)
-            deflated = syntax == elements.DEFLATED
+            syntax = _text(dataset.file_meta, tags.TRANSFER_SYNTAX)
+            deflated = syntax == tags.DEFLATED
             return Elements(
                 transfer_syntax=syntax,
-                values=_first_frame(dataset) | {tag: _value(dataset, tag) for tag in elements.WANTED if tag in dataset},
+                values=_first_frame(dataset) | {tag: _value(dataset, tag) for tag in tags.WANTED if tag in dataset},
                 frames=_frames(dataset),
                 referenced_series=_referenced_series(dataset),
                 pixels_offset=None if deflated else offset,
@@ -103,18 +110,41 @@ def parse(data: bytes | memoryview, *, whole: bool) -> Elements | None:
         raise NotDicomError(f"the header cannot be parsed ({type(error).__name__})") from error
 
 
+def _check_inflation(data: bytes) -> None:
+    """Raises `NotDicomError` where a small file inflates to a large one: pydicom would hold all of it."""
+    if tags.DEFLATED.encode() not in data:
+        return
+    try:
+        syntax, start = elements.file_meta(data)
+    except (Unusual, Ended) as error:
+        raise NotDicomError("it may be deflated, and its file meta information is malformed") from error
+    if syntax != tags.DEFLATED:
+        return
+    inflater, size_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        for position in range(start, len(data), _INFLATED_AT_ONCE):
+            chunk = data[position : position + _INFLATED_AT_ONCE]
+            while chunk:
+                size_bytes += len(inflater.decompress(chunk, 16 * _INFLATED_AT_ONCE))
+                chunk = inflater.unconsumed_tail
+                if size_bytes > MAX_INFLATED_BYTES:
+                    raise NotDicomError(f"it inflates to more than {MAX_INFLATED_BYTES} bytes")
+    except zlib.error:  # pydicom says so
+        return
+
+
 def _frames(dataset: Dataset) -> tuple[Values, ...]:
     """What the functional groups say of each frame: its own, else those that all frames share."""
     shared: dict[int, bytes] = {}
-    for item in _items(dataset, elements.SHARED_GROUPS)[:1]:
+    for item in _items(dataset, tags.SHARED_GROUPS)[:1]:
         shared = _macro_values(item, _FRAME_MACROS)
-    return tuple(shared | _macro_values(item, _FRAME_MACROS) for item in _items(dataset, elements.FRAME_GROUPS))
+    return tuple(shared | _macro_values(item, _FRAME_MACROS) for item in _items(dataset, tags.FRAME_GROUPS))
 
 
 def _first_frame(dataset: Dataset) -> dict[int, bytes]:
     """What the functional groups say of the first frame, and a classic header of the whole instance."""
     found: dict[int, bytes] = {}
-    for groups in (elements.SHARED_GROUPS, elements.FRAME_GROUPS):
+    for groups in (tags.SHARED_GROUPS, tags.FRAME_GROUPS):
         for item in _items(dataset, groups)[:1]:
             found |= _macro_values(item, _FIRST_FRAME_MACROS)
     return found
@@ -131,12 +161,12 @@ def _macro_values(item: Dataset, macros: Iterable[tuple[int, int, int]]) -> dict
 
 def _referenced_series(dataset: Dataset) -> str:
     """The first series that a segmentation or a structure set refers to."""
-    for series in _items(dataset, elements.REFERENCED_SERIES):
-        return _text(series, elements.SERIES_UID)
-    for frame in _items(dataset, elements.REFERENCED_FRAMES_OF_REFERENCE):
-        for study in _items(frame, elements.REFERENCED_STUDIES):
-            for series in _items(study, elements.REFERENCED_RT_SERIES):
-                return _text(series, elements.SERIES_UID)
+    for series in _items(dataset, tags.REFERENCED_SERIES):
+        return _text(series, tags.SERIES_UID)
+    for frame in _items(dataset, tags.REFERENCED_FRAMES_OF_REFERENCE):
+        for study in _items(frame, tags.REFERENCED_STUDIES):
+            for series in _items(study, tags.REFERENCED_RT_SERIES):
+                return _text(series, tags.SERIES_UID)
     return ""
 
 
@@ -146,7 +176,7 @@ def _text(dataset: Dataset, tag: int) -> str:
 
 def _value(dataset: Dataset, tag: int) -> bytes:
     """The value of an element as in `Values`; empty where it is missing or malformed."""
-    vrs = elements.WANTED.get(tag)
+    vrs = tags.WANTED.get(tag)
     try:
         element = dataset.get_item(tag)
         if vrs is not None and isinstance(element, RawDataElement) and element.VR in (None, *vrs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tomoray import datasets, elements
+from tomoray import datasets, elements, tags
 from tomoray.datasets import NotDicomError, quiet_pydicom, read_dataset
 from tomoray.elements import Elements, Unusual, Values
 
@@ -172,50 +172,50 @@ def read_instance(data: bytes | memoryview, *, root: str, key: str, size_bytes: 
 def instance_of(found: Elements, *, root: str, key: str, size_bytes: int) -> Instance:
     """What the elements of a header say."""
     get = found.values.get
-    sop_class = _text(get(elements.SOP_CLASS))
-    n_frames = _n_frames(get(elements.N_FRAMES))
-    sex = _text(get(elements.PATIENT_SEX)).upper()
-    claim = _text(get(elements.LOSSY))
+    sop_class = _text(get(tags.SOP_CLASS))
+    n_frames = _n_frames(get(tags.N_FRAMES))
+    sex = _text(get(tags.PATIENT_SEX)).upper()
+    claim = _text(get(tags.LOSSY))
     return Instance(
         root=root,
         key=key,
         size_bytes=size_bytes,
         transfer_syntax=found.transfer_syntax,
         sop_class=sop_class,
-        sop_uid=_text(get(elements.SOP_UID)),
-        series_uid=_text(get(elements.SERIES_UID)),
-        study_uid=_text(get(elements.STUDY_UID)),
-        frame_of_reference_uid=_text(get(elements.FRAME_OF_REFERENCE)),
-        patient_id=_text(get(elements.PATIENT_ID)),
-        modality=_text(get(elements.MODALITY)),
-        image_type=_image_type(get(elements.IMAGE_TYPE)),
-        rows=_short(get(elements.ROWS)),
-        columns=_short(get(elements.COLUMNS)),
+        sop_uid=_text(get(tags.SOP_UID)),
+        series_uid=_text(get(tags.SERIES_UID)),
+        study_uid=_text(get(tags.STUDY_UID)),
+        frame_of_reference_uid=_text(get(tags.FRAME_OF_REFERENCE)),
+        patient_id=_text(get(tags.PATIENT_ID)),
+        modality=_text(get(tags.MODALITY)),
+        image_type=_image_type(get(tags.IMAGE_TYPE)),
+        rows=_short(get(tags.ROWS)),
+        columns=_short(get(tags.COLUMNS)),
         n_frames=n_frames,
         planes=_planes(found, sop_class, n_frames),
         pixels=PixelFormat(
-            photometric=_text(get(elements.PHOTOMETRIC)),
-            samples=_short(get(elements.SAMPLES)),
-            bits_allocated=_short(get(elements.BITS_ALLOCATED)),
-            bits_stored=_short(get(elements.BITS_STORED)),
-            high_bit=_short(get(elements.HIGH_BIT)),
-            signed=_short(get(elements.PIXEL_REPRESENTATION)) == 1,
-            padding=_short(get(elements.PADDING)),
-            padding_limit=_short(get(elements.PADDING_LIMIT)),
+            photometric=_text(get(tags.PHOTOMETRIC)),
+            samples=_short(get(tags.SAMPLES)),
+            bits_allocated=_short(get(tags.BITS_ALLOCATED)),
+            bits_stored=_short(get(tags.BITS_STORED)),
+            high_bit=_short(get(tags.HIGH_BIT)),
+            signed=_short(get(tags.PIXEL_REPRESENTATION)) == 1,
+            padding=_short(get(tags.PADDING)),
+            padding_limit=_short(get(tags.PADDING_LIMIT)),
             offset=found.pixels_offset,
             length=found.pixels_length,
         ),
-        burned_in=_text(get(elements.BURNED_IN)).upper() == "YES",
+        burned_in=_text(get(tags.BURNED_IN)).upper() == "YES",
         lossy=claim == "01" or (claim != "00" and found.transfer_syntax in _LOSSY_SYNTAXES),
-        gantry_tilt_degrees=_number(get(elements.GANTRY_TILT)),
+        gantry_tilt_degrees=_number(get(tags.GANTRY_TILT)),
         referenced_series=found.referenced_series,
-        manufacturer=_text(get(elements.MANUFACTURER)) or None,
-        model=_text(get(elements.MODEL)) or None,
-        kernel=_text(get(elements.KERNEL)) or None,
-        kvp=_number(get(elements.KVP)),
+        manufacturer=_text(get(tags.MANUFACTURER)) or None,
+        model=_text(get(tags.MODEL)) or None,
+        kernel=_text(get(tags.KERNEL)) or None,
+        kvp=_number(get(tags.KVP)),
         sex=sex if sex in ("F", "M", "O") else None,
-        age_years=_age_years(_text(get(elements.PATIENT_AGE))),
-        body_part=_text(get(elements.BODY_PART)) or None,
+        age_years=_age_years(_text(get(tags.PATIENT_AGE))),
+        body_part=_text(get(tags.BODY_PART)) or None,
     )
 
 
@@ -226,24 +226,24 @@ def _planes(found: Elements, sop_class: str, n_frames: int) -> tuple[Plane, ...]
         return tuple(_plane(values, frame, frame + 1) for frame, values in enumerate(found.frames))
     if n_frames != 1 or sop_class in (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE):
         return ()
-    return (_plane(found.values, 0, _integer(found.values.get(elements.INSTANCE_NUMBER))),)
+    return (_plane(found.values, 0, _integer(found.values.get(tags.INSTANCE_NUMBER))),)
 
 
 def _plane(values: Values, frame: int, instance_number: int | None) -> Plane:
     get = values.get
     return Plane(
         frame=frame,
-        orientation=_numbers(get(elements.ORIENTATION), 6),
-        position=_numbers(get(elements.POSITION), 3),
-        pixel_spacing=_numbers(get(elements.PIXEL_SPACING), 2),
-        slope=_number(get(elements.SLOPE)),
-        intercept=_number(get(elements.INTERCEPT)),
-        rescale_type=_text(get(elements.RESCALE_TYPE)).upper(),
-        slice_thickness_mm=_number(get(elements.SLICE_THICKNESS)),
-        image_type=_image_type(get(elements.IMAGE_TYPE)),
-        acquisition_number=_integer(get(elements.ACQUISITION_NUMBER)),
-        trigger_time_ms=_number(get(elements.TRIGGER_TIME)),
-        temporal_position=_integer(get(elements.TEMPORAL_POSITION)),
+        orientation=_numbers(get(tags.ORIENTATION), 6),
+        position=_numbers(get(tags.POSITION), 3),
+        pixel_spacing=_numbers(get(tags.PIXEL_SPACING), 2),
+        slope=_number(get(tags.SLOPE)),
+        intercept=_number(get(tags.INTERCEPT)),
+        rescale_type=_text(get(tags.RESCALE_TYPE)).upper(),
+        slice_thickness_mm=_number(get(tags.SLICE_THICKNESS)),
+        image_type=_image_type(get(tags.IMAGE_TYPE)),
+        acquisition_number=_integer(get(tags.ACQUISITION_NUMBER)),
+        trigger_time_ms=_number(get(tags.TRIGGER_TIME)),
+        temporal_position=_integer(get(tags.TEMPORAL_POSITION)),
         instance_number=instance_number,
     )
 

@@ -11,8 +11,8 @@ from pydicom.pixels.utils import pixel_array
 
 from tomoray import codestreams
 from tomoray.dicom import Instance, NotDicomError, PixelFormat, quiet_pydicom, read_dataset
-from tomoray.elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from tomoray.errors import Reason, Refused
+from tomoray.tags import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from tomoray.volume import AIR_HU
 
 MAX_FRAME_PIXELS = 16384 * 16384 // 4
