@@ -713,3 +713,71 @@ def test_result_does_not_depend_on_order_and_accounts_for_every_plane(name: str)
         ]
         assert {ref.instance for ref in ends} | {n for r in rejected for n in r.instances} == set(range(len(shuffled)))
         assert len({found.part for found in (*stacks, *rejected)}) == len(stacks) + len(rejected)
+
+
+def _random_series(random_: random.Random) -> list[Instance]:
+    """A mixture of up to three runs of slices, with a few values broken."""
+    found: list[Instance] = []
+    axial, scout = ("ORIGINAL", "PRIMARY", "AXIAL"), ("ORIGINAL", "PRIMARY", "LOCALIZER")
+    for name in "abc"[: random_.randint(1, 3)]:
+        values = {
+            "acquisition_number": random_.choice([None, 1, 1, 2, 3]),
+            "temporal_position": random_.choice([None, None, 1, 2]),
+            "orientation": random_.choice([AXIAL, AXIAL, SAGITTAL, TILTED]),
+            "pixel_spacing": random_.choice([(0.8, 0.7), (0.8, 0.7), (0.5, 0.5)]),
+            "image_type": random_.choice([axial, axial, axial, scout]),
+        }
+        places = heights(random_.randint(1, 9), random_.choice([2.5, 5.0]), random_.choice([0.0, 12.5, 25.0, 1.1]))
+        if random_.random() < 0.3:
+            along = (1, 0, 0) if values["orientation"] == SAGITTAL else (0, 0.2, 1)
+            found += row(places, name=name, along=along, **values)
+        elif random_.random() < 0.3:
+            frames = [plane(n, (-20, -30, height), **values) for n, height in enumerate(places)]
+            found.append(enhanced(name, *frames))
+        else:
+            found += row(places, name=name, **values)
+    for _ in range(random_.choice([0, 0, 1, 2])):
+        n = random_.randrange(len(found))
+        one = found[n]
+        which = random_.randrange(len(one.planes)) if one.planes else 0
+        breaks = [
+            {"position": None},
+            {"position": (0.0, 0.0, 0.0)},
+            {"orientation": (0.0,) * 6},
+            {"pixel_spacing": (0.0, 1.0)},
+            {"slope": 0.0},
+            {"intercept": None},
+            {"rescale_type": "US"},
+            {"image_type": ()},
+            {"acquisition_number": None},
+        ]
+        if random_.random() < 0.5 and one.planes:
+            planes = list(one.planes)
+            planes[which] = replace(planes[which], **random_.choice(breaks))
+            found[n] = replace(one, planes=tuple(planes))
+        else:
+            of_file = random_.choice([{"burned_in": True}, {"rows": None}, {"modality": "MR"}, {"n_frames": 7}, {}])
+            found[n] = replace(one, **of_file)
+            found.append(replace(found[n], key=f"{one.key}.again"))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_plane_that_is_stored_lies_where_its_header_says(seed: int) -> None:
+    random_ = random.Random(seed)
+    instances = _random_series(random_)
+    rules = Rules(repairs=frozenset(random_.choice([(), ("tilt",), ("variable_spacing",), tuple(REPAIRS)])))
+    stacks, rejected = run(instances, rules=rules)
+    for stack in stacks:
+        to_voxel = np.linalg.inv(stack.geometry.matrix)
+        voxels = [to_voxel @ [*instances[r.instance].planes[r.plane].position, 1] for r in stack.planes]
+        assert (np.diff([voxel[2] for voxel in voxels]) > 0).all()
+        assert voxels[-1][2] == pytest.approx(stack.geometry.shape_zyx[0] - 1, abs=1e-6)
+        if stack.repair is None:
+            np.testing.assert_allclose(voxels, [[0, 0, z, 1] for z in range(len(voxels))], atol=0.15)
+    shuffled = random_.sample(instances, len(instances))
+    assert _named(run(shuffled, rules=rules), shuffled) == _named((stacks, rejected), instances)
+    ends = [ref for s in stacks for ref in (*s.planes, *s.dropped)] + [ref for r in rejected for ref in r.planes]
+    assert sorted(ends) == [
+        PlaneRef(instance=n, plane=p) for n, found in enumerate(instances) for p in range(len(found.planes))
+    ]

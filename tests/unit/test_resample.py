@@ -143,6 +143,16 @@ def test_variable_spacing_repair_keeps_slices_that_lie_on_the_grid(stack_of) -> 
     assert np.array_equal(image[[0, 1, 3, 4, 6]], source)
 
 
+def test_every_stored_plane_has_a_nearest_scanned_one(stack_of) -> None:
+    def nearest(**setting) -> list[int]:
+        return [ref.instance for ref in stack_of([0, 1, 3, 4, 6], repairs=BOTH, **setting).nearest_planes()]
+
+    assert nearest() == [0, 1, 1, 2, 3, 3, 4]
+    assert nearest(along=(0, 0.25, 1)) == [0, 1, 1, 2, 3, 3, 4]
+    plain = stack_of([0, 2, 4], repairs=())
+    assert plain.nearest_planes() == plain.planes
+
+
 def test_error_between_slices_is_within_what_is_documented(stack_of) -> None:
     def bowl(lps_mm: np.ndarray) -> np.ndarray:
         return 5.0 * lps_mm[..., 2] ** 2
