@@ -30,8 +30,7 @@ def resample_planes(
     Returns:
         int16 HU of `geometry.shape_zyx`. Besides it, memory for two planes is used.
     """
-    homogeneous = np.column_stack([positions_mm, np.ones(len(positions_mm))])
-    corners_xyz = (homogeneous @ np.linalg.inv(geometry.matrix).T)[:, :3]  # in voxels of the target
+    corners_xyz = to_voxels(positions_mm, geometry)
     heights = corners_xyz[:, 2]
     out = np.full(geometry.shape_zyx, AIR_HU, dtype=np.int16)
     for z, target in enumerate(out):
@@ -50,6 +49,13 @@ def resample_planes(
             total += weight * _shifted(along_columns.T, x, columns).T
         target[rows, columns] = np.rint(total)
     return out
+
+
+def to_voxels(positions_mm: npt.NDArray[np.float64], geometry: Geometry) -> npt.NDArray[np.float64]:
+    """Where LPS positions [n, 3] lie on a grid: voxel indices (x, y, z), fractions and outside included."""
+    homogeneous = np.column_stack([positions_mm, np.ones(len(positions_mm))])
+    xyz: npt.NDArray[np.float64] = (homogeneous @ np.linalg.inv(geometry.matrix).T)[:, :3]
+    return xyz
 
 
 def _snap(number: float) -> float:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tomoray import grid
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.resample import resample_planes
+from tomoray.resample import resample_planes, to_voxels
 from tomoray.slices import PlaneRef, SamePixels, Slice, check_rescale, known
 
 REPAIRS = frozenset({"missing_uid", "tilt", "variable_spacing"})
@@ -73,6 +73,13 @@ class Stack:
     notes: tuple[str, ...] = ()
     dropped: tuple[PlaneRef, ...] = ()
     repair: Repair | None = None
+
+    def nearest_planes(self) -> tuple[PlaneRef, ...]:
+        """For each plane that is stored, the scanned one nearest to it: itself, where steps were not resampled."""
+        if self.repair is None:
+            return self.planes
+        heights = to_voxels(np.array(self.repair.source_positions), self.geometry)[:, 2]
+        return tuple(self.planes[int(np.abs(heights - z).argmin())] for z in range(self.geometry.shape_zyx[0]))
 
 
 def build_stack(slices: Sequence[Slice], rules: Rules, same_pixels: SamePixels) -> Stack:
