@@ -1,0 +1,257 @@
+"""Source to archive beside the tools people use: MB of uncompressed voxels a CPU second, one core, same files.
+
+    make bench-preprocess            # or: .venv/bin/python benchmarks/preprocess.py [--series DIR] [--rounds 5] [--json]
+
+Every peer starts from the same files on disk and ends with its own on disk; all read the same voxels, which is
+checked. TomoRay's time holds everything: headers, checks, SHA-256, de-identification, three resolutions, catalog.
+MONAI's ITKReader wants `pip install itk`; without it MONAI's PydicomReader stands in, and the table says so.
+
+CPU seconds are those of the process and its children, so that threads hide nothing. Medians of the rounds, which are
+interleaved: the machine's moods meet everybody alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+warnings.simplefilter("ignore")
+
+import numpy as np
+import pydicom
+import SimpleITK
+import zarr
+from pydicom.uid import ExplicitVRLittleEndian
+
+from tomoray.archive import Archive
+from tomoray.catalog import Catalog
+from tomoray.config import DeidentifyConfig, Layout
+from tomoray.deidentify import Deidentifier
+from tomoray.ingest import Ingester
+from tomoray.inventory import Inventory, read_heads
+from tomoray.pseudonyms import Pseudonyms
+from tomoray.sources import list_source
+from tomoray.stack import Rules
+
+SERIES = Path(__file__).resolve().parents[2] / "shared" / "ct" / "lidc-idri-0314" / "ct"
+KEY = Pseudonyms(b"benchmarks only: no secret")
+
+
+def main() -> None:
+    """Run every peer on a JPEG-LS series and on the same series uncompressed; print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=Path, default=SERIES, help="a folder with one CT series")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        native = Path(folder, "native")
+        uncompress(options.series, native)
+        found = {
+            "uncompressed": measure(native, Path(folder, "a"), options.rounds),
+            "as it came (JPEG-LS)": measure(options.series, Path(folder, "b"), options.rounds),
+        }
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, table in found.items():
+        ours = table["peers"]["tomoray"]["mb_per_cpu_s"]
+        print(f"\n{name}: {table['voxel_mb']:.0f} MB of voxels, {table['slices']} slices")
+        print(f"{'':34}MB/CPU s    TomoRay is   peak MB   files MB")
+        for peer, row in table["peers"].items():
+            rate, peak, size = row["mb_per_cpu_s"], row["peak_mb"], row["files_mb"]
+            print(f"{peer:34}{rate:8.1f}{ours / rate:12.2f} x{peak:10.0f}{size:11.1f}")
+        codec = table["codec_alone_mb_per_cpu_s"]
+        print(f"{'decoder and codec alone':34}{codec:8.1f}{ours / codec:12.2f} x")
+
+
+def measure(series: Path, work: Path, rounds: int) -> dict[str, Any]:
+    """Medians of every peer on one folder. Each run is a process of its own, which times itself after its imports."""
+    seconds: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
+    for _ in range(rounds):
+        for name in PEERS:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            command = [sys.executable, "-W", "ignore", "-c", _RUN, name, str(series), str(work)]
+            out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+            seconds[name].append(json.loads(out.stdout.splitlines()[-1]))
+    voxels = read_simpleitk(series)
+    want = digest(voxels)
+    for name, runs in seconds.items():
+        wrong = [run["digest"] for run in runs if run["digest"] != want]
+        assert not wrong, f"{name} read other voxels: {wrong[0]}, not {want}"
+    shutil.rmtree(work, ignore_errors=True)
+    megabytes = voxels.nbytes / 1e6
+    peers = {
+        name: {
+            "mb_per_cpu_s": megabytes / statistics.median(run["cpu_s"] for run in runs),
+            "peak_mb": statistics.median(run["peak_mb"] for run in runs),
+            "files_mb": runs[0]["files_mb"],
+        }
+        for name, runs in seconds.items()
+    }
+    alone = statistics.median(codec_alone(series, voxels) for _ in range(rounds))
+    return {
+        "voxel_mb": megabytes,
+        "slices": len(voxels),
+        "peers": peers,
+        "codec_alone_mb_per_cpu_s": megabytes / alone,
+    }
+
+
+def digest(voxels: np.ndarray[Any, Any]) -> str:
+    """The same for the same voxels in any order and flip: their exact histogram."""
+    values, counts = np.unique(np.asarray(voxels).ravel(), return_counts=True)
+    return f"{len(values)} values, {int((values.astype(np.int64) ** 2) @ counts)}"
+
+
+def tomoray(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
+    """All that `tomoray preprocess` does to a series, but for Ray."""
+    archive = Archive.create(str(work / "archive"), Layout())
+    rules, deidentifier = Rules(), Deidentifier(KEY, DeidentifyConfig())
+    ingester = Ingester(archive=archive, deidentifier=deidentifier, rules=rules, config_sha256="", sources=(str(series),))
+    rows = []
+    with Inventory() as inventory:
+        inventory.add_heads(read_heads(list(list_source(str(series)))).heads)
+        inventory.seal(KEY)
+        for entry in inventory.entries():
+            rows += ingester.ingest(entry.item).rows
+    Catalog(archive.store).upsert(rows)
+    scan = archive.scan(rows[0]["scan_id"])
+    return lambda: scan.image().read().result()
+
+
+def monai(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
+    """LoadImage, then zarr with zarr-python's defaults."""
+    from monai.transforms import LoadImage
+
+    image = LoadImage(image_only=True, reader="ITKReader" if has_itk() else "PydicomReader")(str(series))
+    out = zarr.create_array(str(work / "a.zarr"), data=np.asarray(image).astype(np.int16), chunks=(64, 64, 64))
+    return lambda: out[:]
+
+
+def simpleitk_nifti(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
+    """ImageSeriesReader, then NIfTI.gz."""
+    image = simpleitk_image(series)
+    SimpleITK.WriteImage(image, str(work / "a.nii.gz"))
+    return lambda: SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(work / "a.nii.gz")))
+
+
+def simpleitk_zarr(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
+    """ImageSeriesReader, then zarr with zarr-python's defaults."""
+    voxels = read_simpleitk(series).astype(np.int16)
+    out = zarr.create_array(str(work / "a.zarr"), data=voxels, chunks=(64, 64, 64))
+    return lambda: out[:]
+
+
+def dcm2niix(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
+    """The command of PyPI's package, to NIfTI.gz."""
+    program = Path(importlib.util.find_spec("dcm2niix").origin).with_name("dcm2niix")
+    subprocess.run([program, "-z", "y", "-b", "n", "-o", work, series], check=True, stdout=subprocess.DEVNULL)
+    (made,) = work.glob("*.nii.gz")
+    return lambda: SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(made)))
+
+
+PEERS: dict[str, Callable[[Path, Path], Callable[[], np.ndarray[Any, Any]]]] = {
+    "tomoray": tomoray,
+    "MONAI LoadImage -> zarr": monai,
+    "SimpleITK -> NIfTI.gz": simpleitk_nifti,
+    "SimpleITK -> zarr-python": simpleitk_zarr,
+    "dcm2niix -> NIfTI.gz": dcm2niix,
+}
+
+_RUN = """
+import sys
+from pathlib import Path
+import preprocess
+preprocess.run_one(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def run_one(name: str, series: Path, work: Path) -> None:
+    """One run of one peer, in this process; prints its CPU seconds, its peak, and what it wrote."""
+    if name.startswith("MONAI"):
+        import monai.transforms  # noqa: F401 - not part of the work
+    before = cpu_s()
+    read_back = PEERS[name](series, work)
+    spent = cpu_s() - before
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    files = sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / 1e6
+    found = {"cpu_s": spent, "peak_mb": max(own, children) / 1e3, "files_mb": files, "digest": digest(read_back())}
+    print(json.dumps(found))
+
+
+def codec_alone(series: Path, voxels: np.ndarray[Any, Any]) -> float:
+    """CPU seconds of decoding the slices' bytes and encoding the levels' chunks, and of nothing else."""
+    from tomoray import multiscale
+    from tomoray.dicom import read_instance
+    from tomoray.pixels import decode_hu
+
+    files = [path.read_bytes() for path in sorted(series.iterdir())]
+    heads = [read_instance(data, root="", key="", size_bytes=len(data)) for data in files]
+    out = np.empty(voxels.shape[1:], dtype=np.int16)
+    compressed = heads[0].pixels.length is None
+    levels = [voxels.astype(np.int16)]
+    for _ in range(Layout().levels - 1):
+        levels.append(multiscale.halve(levels[-1]))
+    before = time.process_time()
+    if compressed:
+        for data, head in zip(files, heads, strict=True):
+            decode_hu(data, head, 0, out)
+    for level in levels:
+        for _ in multiscale._encoded_shards(level, multiscale.array_metadata(level, Layout())):
+            pass
+    return time.process_time() - before
+
+
+def uncompress(series: Path, out: Path) -> None:
+    """The same series as explicit VR little endian."""
+    out.mkdir()
+    for path in sorted(series.iterdir()):
+        dataset = pydicom.dcmread(path)
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            dataset.decompress(decoding_plugin="pyjpegls")
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.save_as(out / path.name)
+
+
+def simpleitk_image(series: Path) -> SimpleITK.Image:
+    """The series in ITK's order."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    return reader.Execute()
+
+
+def read_simpleitk(series: Path) -> np.ndarray[Any, Any]:
+    """Voxels, [z, y, x]."""
+    return SimpleITK.GetArrayFromImage(simpleitk_image(series))
+
+
+def has_itk() -> bool:
+    """True where MONAI's ITKReader can work."""
+    return importlib.util.find_spec("itk") is not None
+
+
+def cpu_s() -> float:
+    """User and system seconds of this process and its children."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+if __name__ == "__main__":
+    main()
