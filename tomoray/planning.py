@@ -1,5 +1,6 @@
-"""From a fingerprint to a training config, by the rules of nnU-Net (Isensee et al., Nature Methods 2021, Supplementary
-Note 2), each number with its reason.
+"""From a fingerprint to a training config by nnU-Net's rules, each number with its reason.
+
+The rules are those of Isensee et al., Nature Methods 2021 (Supplementary Note 2: rule-based parameters).
 
 Two things differ. Our U-Net halves all three axes at every level, so the axis that allows the fewest halvings sets
 the depth. And memory is not looked up: the network and its loss run once on tensors without data, and the bytes that
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, floor, log2, prod
 from typing import Any
 
@@ -77,7 +79,7 @@ def plan_training(
     spacing, spacing_choice = _spacing(fingerprint)
     median_shape = _median_shape(fingerprint, spacing)
     fit, patch_choice, channels_choice = _patch(median_shape, spacing, len(names) + 1, memory_gb)
-    batch, batch_choice = _batch(fit, median_shape, fingerprint.n_scans, len(names) + 1, memory_gb)
+    batch, batch_choice = _batch(fit, median_shape, fingerprint.n_scans, memory_gb)
     window, window_choice = _hu_window(fingerprint, names if labels else None)
     layout, layout_choices = _layout(fingerprint, fit.patch_zyx, spacing)
     contains = {
@@ -115,31 +117,45 @@ def plan_training(
 
 def to_yaml(plan: TrainingPlan) -> str:
     """The plan's `TrainConfig` as YAML; every planned field has its reason above it."""
-    planned = plan.train.model_dump(mode="json", exclude_defaults=True)
-    planned["split"] = plan.train.split.model_dump(mode="json")
+    values = plan.train.model_dump(mode="json")
+    defaults = plan.train.model_dump(mode="json", exclude_defaults=True)
+    planned = {name: value for name, value in values.items() if name in defaults or name in plan.choices}
+    planned["network"] = {"name": "unet", "channels": plan.train.network.channels}
     lines = ["# Planned by `tomoray plan-training`. What is left out has its default: docs/schemas/train.json"]
     for name, value in planned.items():
         choice = plan.choices.get({"network": "channels"}.get(name, name))
         lines += [f"# {choice.reason}"] if choice else []
-        lines.append(yaml.safe_dump({name: value}, default_flow_style=None, sort_keys=False, width=1000).rstrip())
+        flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+        lines.append(f"{name}: {flow.removesuffix('...' + chr(10)).rstrip()}")
     return "\n".join(lines) + "\n"
 
 
 def step_bytes(patch_zyx: Zyx, channels: Sequence[int], classes: int) -> tuple[int, int]:
     """Peak memory of a training step: bytes for each patch of a batch, and bytes for the network alone.
 
-    The network and the loss run on `meta` tensors, which have shapes but no data; what autograd keeps for the
-    backward pass is counted once for each piece of memory, and doubled for gradients and scratch space.
+    What autograd keeps for the backward pass is counted, and doubled for gradients and scratch space.
+    """
+    kept_per_voxel, n_weights = _kept_by_autograd(tuple(channels), classes)
+    return ceil(_KEPT_TO_PEAK * kept_per_voxel * prod(patch_zyx)), _BYTES_PER_WEIGHT * n_weights
+
+
+@cache
+def _kept_by_autograd(channels: tuple[int, ...], classes: int) -> tuple[float, int]:
+    """Bytes kept for each voxel of a patch, and the number of weights.
+
+    The network and the loss run once on `meta` tensors, which have shapes but no data; each piece of memory counts
+    once. All feature maps grow with the patch, so that any patch tells.
     """
     import torch  # takes a second, and no other function here wants it
     from monai.losses.dice import DiceCELoss
 
     from tomoray.networks import build_network
 
+    side = 2 ** (len(channels) + 3)
     with torch.device("meta"):
         network = build_network(NetworkConfig(channels=list(channels)), classes)
-        image = torch.empty(1, 1, *patch_zyx)
-        truth = torch.empty(1, 1, *patch_zyx, dtype=torch.uint8)
+        image = torch.empty(1, 1, side, side, side)
+        truth = torch.empty(1, 1, side, side, side, dtype=torch.uint8)
     weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -152,8 +168,8 @@ def step_bytes(patch_zyx: Zyx, channels: Sequence[int], classes: int) -> tuple[i
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss(network(image), truth)
-    activations = sum(storage.nbytes() for storage in kept.values())
-    return int(_KEPT_TO_PEAK * activations), _BYTES_PER_WEIGHT * sum(weight.numel() for weight in network.parameters())
+    n_weights = sum(weight.numel() for weight in network.parameters())
+    return sum(storage.nbytes() for storage in kept.values()) / side**3, n_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,13 +250,17 @@ def _patch(median_shape: Zyx, spacing_mm: ZyxMm, classes: int, memory_gb: float)
         sides[axis] = max(2 * MIN_FEATURE_MAP, sides[axis] - multiple)
     covered = [min(1.0, side / shape) for side, shape in zip(fit.patch_zyx, median_shape, strict=True)]
     pools = [_halvings(side) for side in fit.patch_zyx]
-    shares = " x ".join(f"{share:.0%}" for share in covered)
-    patch = Choice(
-        value=list(fit.patch_zyx),
-        reason=f"the largest that {memory_gb:g} GB hold at batch {MIN_BATCH} "
-        f"({fit.step_bytes(MIN_BATCH) / 1e9:.2f} GB); {shares} of the median scan of {_x(median_shape)} voxels",
-    )
     depth = len(fit.channels) - 1
+    shares = " x ".join(f"{share:.0%}" for share in covered)
+    size = f"{fit.step_bytes(MIN_BATCH) / 1e9:.2f} GB at batch {MIN_BATCH}"
+    if min(covered) == 1:
+        reason = f"the whole median scan of {_x(median_shape)} voxels in multiples of {2**depth}; {size}"
+    else:
+        reason = (
+            f"the largest that {memory_gb:g} GB hold ({size}), in multiples of {2**depth}; "
+            f"{shares} of the median scan of {_x(median_shape)} voxels"
+        )
+    patch = Choice(value=list(fit.patch_zyx), reason=reason)
     network = Choice(
         value=fit.channels,
         reason=f"halved until {MIN_FEATURE_MAP} voxels are left: "
@@ -251,7 +271,7 @@ def _patch(median_shape: Zyx, spacing_mm: ZyxMm, classes: int, memory_gb: float)
 
 
 def _fitted(sides: Sequence[int], classes: int) -> _Fit:
-    """Sides rounded to what the network can halve, up where that adds less than it halves."""
+    """The network for a patch of these sides, and the sides rounded up to what it can halve."""
     depth = max(1, min(_halvings(side) for side in sides))
     multiple = 2**depth
     z, y, x = (max(2 * MIN_FEATURE_MAP, ceil(side / multiple) * multiple) for side in sides)
@@ -265,7 +285,7 @@ def _halvings(side: int) -> int:
     return max(0, floor(log2(max(1, side) / MIN_FEATURE_MAP)))
 
 
-def _batch(fit: _Fit, median_shape: Zyx, n_scans: int, classes: int, memory_gb: float) -> tuple[int, Choice]:
+def _batch(fit: _Fit, median_shape: Zyx, n_scans: int, memory_gb: float) -> tuple[int, Choice]:
     fits = floor((memory_gb * 1e9 - fit.network_bytes) / fit.patch_bytes)
     bound = round(BATCH_SHARE * n_scans * prod(median_shape) / prod(fit.patch_zyx))
     batch = max(MIN_BATCH, min(fits, bound))
@@ -291,7 +311,7 @@ def _hu_window(fingerprint: Fingerprint, labels: Sequence[str] | None) -> tuple[
 
 
 def _layout(fingerprint: Fingerprint, patch_zyx: Zyx, spacing_mm: ZyxMm) -> tuple[Layout, dict[str, Choice]]:
-    """Chunks of at most half a patch, 32 to 64 voxels a side; shards of many chunks, for few and large objects."""
+    """Chunks of half a patch, though 32 to 64 voxels a side; shards of many chunks, for few and large objects."""
     stored_mm = [fingerprint.spacing_mm[axis].median for axis in "zyx"]
     shape = [fingerprint.shape[axis].median for axis in "zyx"]
     reach = [side * to / by for side, to, by in zip(patch_zyx, spacing_mm, stored_mm, strict=True)]
@@ -302,13 +322,13 @@ def _layout(fingerprint: Fingerprint, patch_zyx: Zyx, spacing_mm: ZyxMm) -> tupl
     return layout, {
         "chunk_zyx": Choice(
             value=chunk,
-            reason=f"at most half a patch, 32 to 64 voxels: a patch of {_x([round(n) for n in reach])} stored voxels "
+            reason=f"half a patch, though 32 to 64 voxels: a patch of {_x([round(n) for n in reach])} stored voxels "
             f"then decodes {factor:.1f} times its size",
         ),
         "shard_zyx": Choice(
             value=shard,
-            reason=f"up to 256 voxels, or the median scan in whole chunks: {2 * prod(shard) / 2**20:.0f} MiB in memory, "
-            "one object in the store",
+            reason=f"up to 256 voxels, or the median scan in whole chunks; {2 * prod(shard) / 2**20:.0f} MiB in "
+            "memory, one object in the store",
         ),
     }
 
