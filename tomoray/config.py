@@ -197,11 +197,13 @@ class PlanTrainingConfig(Config):
         source: an archive, or a fingerprint that `tomoray fingerprint --json` printed or `--save` wrote.
         memory_gb: what one worker may use for a training step: of its GPU, or of the machine.
         labels: what to segment; None takes every label that all scans have.
+        write: the file for the TrainConfig, as YAML.
     """
 
     source: Url
     memory_gb: Annotated[float, Field(gt=0)] = 8.0
     labels: Annotated[list[str], Field(min_length=1)] | None = None
+    write: str | None = None
 
 
 class QcConfig(Config):
