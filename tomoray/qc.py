@@ -19,6 +19,7 @@ UNKNOWN = "unknown"
 AGE_GROUPS = ("under 40", "40-49", "50-59", "60-69", "70-79", "80 and over", UNKNOWN)
 FAR = 3.5
 FEWEST_SCANS = 8
+_LEAST = {"log": 0.02, "HU": 5.0, "": 0.01}  # 2 % of a length or volume, 5 HU, a hundredth of the scan
 _MAD_TO_SD = 1.4826
 _MEAN_DEVIATION_TO_SD = 1.2533
 
@@ -109,8 +110,9 @@ def find_outliers(fingerprint: Fingerprint) -> list[Outlier]:
 
     Distance is from the median in units of the median absolute deviation, or of the mean one where most scans are
     alike (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993). Lengths and volumes are compared by their
-    logarithms, as half and double are equally far. Fewer than eight scans have no outliers. An empty mask where
-    others are filled is always one.
+    logarithms, as half and double are equally far. A deviation counts as 2 % of a length or volume, 5 HU or a
+    hundredth of the scan at least. Fewer than eight scans have no outliers; an empty mask where others are filled is
+    always one.
     """
     found = [
         outlier
@@ -121,8 +123,12 @@ def find_outliers(fingerprint: Fingerprint) -> list[Outlier]:
     return sorted(found, key=lambda outlier: (-abs(outlier.z), outlier.scan_id, outlier.quantity))
 
 
-def robust_z(values: Sequence[float]) -> list[float]:
+def robust_z(values: Sequence[float], least_scale: float = 0.0) -> list[float]:
     """Robust distances from the median, cut at 99; 0 for all where all are alike.
+
+    Args:
+        values: one for each scan.
+        least_scale: what counts as one standard deviation at least, so that a hair's breadth is never far.
 
     Example:
         >>> [round(z, 1) for z in robust_z([1, 2, 3, 4, 100])]
@@ -133,6 +139,7 @@ def robust_z(values: Sequence[float]) -> list[float]:
     scale = _MAD_TO_SD * float(np.median(np.abs(from_median)))
     if scale <= 1e-9:
         scale = _MEAN_DEVIATION_TO_SD * float(np.mean(np.abs(from_median)))
+    scale = max(scale, least_scale)
     if scale <= 1e-9:
         return [0.0] * len(array)
     return [float(z) for z in np.clip(from_median / scale, -99, 99)]
@@ -244,7 +251,8 @@ def _far(
     pairs = [(scan.scan_id, float(value)) for scan in scans if (value := value_of(scan)) is not None]
     if len(pairs) < FEWEST_SCANS:
         return []
-    distances = robust_z([log(value) if logarithmic else value for _, value in pairs])
+    least = _LEAST["log"] if logarithmic else _LEAST[unit]
+    distances = robust_z([log(value) if logarithmic else value for _, value in pairs], least)
     median = float(np.median([value for _, value in pairs]))
     return [
         Outlier(
@@ -254,7 +262,7 @@ def _far(
             unit=unit,
             median=median,
             z=z,
-            why=f"{quantity} {_text(value, unit)}; the median is {_text(median, unit)}",
+            why=f"{quantity}: {_text(value, unit)}, where the median of all scans is {_text(median, unit)}",
         )
         for (scan_id, value), z in zip(pairs, distances, strict=True)
         if abs(z) > FAR

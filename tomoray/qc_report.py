@@ -130,7 +130,7 @@ def _plots(report: QcReport) -> str:
 
     if report.fingerprint:
         scans = report.fingerprint.scans
-        plot("Slices", [scan.shape_zyx[0] for scan in scans], "slices")
+        plot("Slices", [scan.shape_zyx[0] for scan in scans], "")
         plot("Spacing between slices", [scan.spacing_zyx_mm[0] for scan in scans], "mm")
         plot("Spacing within slices", [scan.spacing_zyx_mm[2] for scan in scans], "mm")
     plot("Slice thickness", [row["slice_thickness_mm"] for row in stored], "mm")
@@ -138,7 +138,7 @@ def _plots(report: QcReport) -> str:
     if report.fingerprint:
         plots += [
             _hu_plot(title, report.fingerprint.histogram[region])
-            for title, region in (("HU in the body", "body"), ("HU in any label", "foreground"))
+            for title, region in (("Inside the body", "body"), ("Inside any label", "foreground"))
             if region in report.fingerprint.histogram
         ]
         plot("Body's share of the scan", [100 * scan.body_share for scan in scans], "%")
@@ -202,7 +202,7 @@ def _outliers(found: Assessment) -> str:
         f'<tr><td class="mono">{escape(scan_id)}</td><td>'
         + "".join(f"<div>{escape(outlier.why)}</div>" for outlier in outliers)
         + '</td><td class="number">'
-        + "".join(f"<div>{_distance(outlier.z)}</div>" for outlier in outliers)
+        + "".join(f"<div>{_distance(outlier)}</div>" for outlier in outliers)
         + "</td></tr>"
         for scan_id, outliers in list(by_scan.items())[:_MOST_OUTLIERS]
     )
@@ -211,8 +211,10 @@ def _outliers(found: Assessment) -> str:
     return f'<table class="top"><tr><th>scan</th><th>why</th><th class="number">robust z</th></tr>{rows}</table>{rest}'
 
 
-def _distance(z: float) -> str:
-    return f"{'beyond ' if abs(z) >= 99 else ''}{z:+.1f}".replace("-", "−")  # noqa: RUF001  a minus sign
+def _distance(outlier: Outlier) -> str:
+    if not outlier.value and outlier.unit == "ml":
+        return "empty"
+    return f"{outlier.z:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _outlier_note() -> str:
@@ -256,6 +258,7 @@ def _montage_note(report: QcReport) -> str:
 
 def _bias(found: Assessment) -> str:
     rows, before = "", ""
+    overall = found.refused / max(1, found.stored + found.refused)
     for group in found.groups:
         first = f'<td class="by">{group.by if group.by != before else ""}</td>'
         before = group.by
@@ -265,7 +268,8 @@ def _bias(found: Assessment) -> str:
             f'<tr>{first}<td class="name">{escape(group.name)}</td><td class="number">{n}</td>'
             f'<td class="number">{group.refused}</td><td class="number">{group.refused_share:.1%}</td>'
             f'<td class="wide"><span class="range"><i style="left:{100 * group.low:.1f}%;'
-            f'right:{100 - 100 * group.high:.1f}%"></i><u style="left:{100 * group.refused_share:.1f}%"></u></span>'
+            f'right:{100 - 100 * group.high:.1f}%"></i><s style="left:{100 * overall:.1f}%"></s>'
+            f'<u style="left:{100 * group.refused_share:.1f}%"></u></span>'
             f"</td><td>{mark}</td></tr>"
         )
     numbers = "".join(f'<th class="number">{name}</th>' for name in ("series", "refused", "share"))
@@ -276,8 +280,8 @@ def _bias(found: Assessment) -> str:
 
 def _bias_note() -> str:
     return (
-        "The share of series refused, with its 95 % interval (Wilson). A group whose interval does not hold the share "
-        "of all series is marked: what is left for training may then lack it."
+        "The share of series refused (blue), with its 95 % interval (Wilson). A group whose interval does not hold the "
+        "share of all series (dark line) is marked: what is left for training may then lack it."
     )
 
 
@@ -291,7 +295,7 @@ def _who(found: Assessment) -> str:
             {
                 (cell.vendor, cell.age_group): (
                     cell.stored,
-                    f"{cell.refused} refused, {cell.refused / (cell.stored + cell.refused):.0%}"
+                    f"{cell.refused} refused ({cell.refused / (cell.stored + cell.refused):.0%})"
                     if cell.refused
                     else "",
                 )
