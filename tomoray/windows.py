@@ -1,7 +1,8 @@
 """Axial windows of a scan, for slice-wise work: a view on the archive, not a copy of it.
 
 An index says where windows lie; reading a batch touches each chunk once, however many of its slices are asked for.
-"Axial" is stored order: a slice is one z of the stored array, which preprocessing puts from foot to head.
+
+Legend: z, y, x are stored order, as `Scan.image` and the masks are; a slice is one z, as it was acquired.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def axial_windows(scan: Scan, size: Yx = (512, 512), stride: Yx | None = None, *
         level: of the scan's resolutions.
 
     Raises:
-        ValueError: a size below 1, or a stride that is below 1 or would leave gaps.
+        ValueError: a size below 1, a stride that is below 1 or would leave gaps, or a scan whose planes are not axial.
 
     Example:
         >>> windows = axial_windows(scan, size=(256, 256))
@@ -162,6 +163,8 @@ def axial_windows(scan: Scan, size: Yx = (512, 512), stride: Yx | None = None, *
     stride = size if stride is None else stride
     if min(size) < 1 or min(stride) < 1 or any(step > side for step, side in zip(stride, size, strict=True)):
         raise ValueError(f"windows of {size} every {stride} voxels do not cover a slice; wanted 1 <= stride <= size")
+    if scan.geometry.canonical_axes()[0][0] != 0:
+        raise ValueError(f"the planes of scan {scan.scan_id} are not axial; slice scan.image() along another axis")
     z, y, x = scan.image(level).shape
     rows, columns = (_starts(n, side, step) for n, side, step in zip((y, x), size, stride, strict=True))
     return AxialWindows(scan=scan, level=level, shape_zyx=(z, y, x), size_yx=size, starts_yx=(rows, columns))

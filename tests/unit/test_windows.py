@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorstore as ts
 from tomoray.archive import Archive, Scan
 from tomoray.config import Layout
 from tomoray.errors import Fatal
+from tomoray.geometry import Geometry
 from tomoray.windows import Window, axial_windows
 
 LAYOUT = Layout(chunk_zyx=(8, 16, 16), shard_zyx=(16, 32, 32), levels=2)
@@ -116,6 +118,14 @@ def test_refuses_what_cannot_cover_or_is_not_there(scan) -> None:
         axial_windows(scan, (16, 16), (17, 16))
     with pytest.raises(ValueError, match="does not lie"):
         axial_windows(scan, (16, 16)).read([Window(z=37, y0=0, x0=0)])
+
+
+def test_refuses_a_scan_whose_planes_are_not_axial(tmp_path: Path, volume) -> None:
+    coronal = volume.geometry.matrix[:, [0, 2, 1, 3]]
+    archive = Archive.create(str(tmp_path / "coronal"), LAYOUT)
+    archive.write_scan(replace(volume, geometry=Geometry.from_matrix(volume.image_zyx.shape, coronal)))
+    with pytest.raises(ValueError, match="not axial"):
+        axial_windows(archive.scan(volume.info.scan_id))
 
 
 def test_a_lost_shard_is_an_error_and_never_air(scan) -> None:
