@@ -5,6 +5,7 @@ Shards are read by the tasks that count them; the driver and the object store se
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -15,7 +16,7 @@ from jobs.tasks import cluster_cpus
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import FingerprintConfig
-from tomoray.errors import TomoRayError
+from tomoray.errors import TomoRayError, Transient
 from tomoray.fingerprint import Fingerprint, save_fingerprint, take_fingerprint
 from tomoray.progress import track
 
@@ -45,7 +46,7 @@ def measure(archive: Archive, scan_ids: list[str], *, body_level: int = 2, in_fl
                 archive,
                 scan_ids,
                 body_level=body_level,
-                scheduler=ray_dask_get,
+                scheduler=partial(ray_dask_get, ray_remote_args={"retry_exceptions": [Transient]}),
                 in_flight=in_flight or 2 * cluster_cpus(),
                 advance=advance,
             )

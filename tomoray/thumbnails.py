@@ -46,21 +46,28 @@ class Thumbnail:
 
 
 def draw_thumbnail(scan: Scan, level: int) -> Thumbnail:
-    """Draw a scan in the lung window from one of its levels, which is read whole.
+    """Draw a scan in the lung window from one of its levels; only the two planes are read.
 
-    Raises `Fatal` or `Transient` where it cannot be read.
+    Raises `Fatal` or `Transient` where they cannot be read.
     """
+    order, flips = scan.geometry.canonical_axes()
+    z_mm, y_mm, x_mm = (2**level * scan.geometry.spacing_zyx_mm[axis] for axis in order)
+    image = scan.image(level)
+    reads = []
+    for axis, flip in zip(order[:2], flips[:2], strict=True):
+        middle = image.shape[axis] // 2
+        window = [slice(None)] * 3
+        start = image.shape[axis] - 1 - middle if flip else middle
+        window[axis] = slice(start, start + 1)
+        reads.append(image[tuple(window)].read())
     try:
-        stored = scan.image(level).read().result()
+        axial, coronal = (to_canonical(read.result(), scan.geometry) for read in reads)
     except ValueError as error:
         raise scan.explain(error) from error
-    image = to_canonical(stored, scan.geometry)
-    order, _ = scan.geometry.canonical_axes()
-    z_mm, y_mm, x_mm = (2**level * scan.geometry.spacing_zyx_mm[axis] for axis in order)
     return Thumbnail(
         scan_id=scan.scan_id,
-        axial=_plane(image[image.shape[0] // 2], y_mm, x_mm),
-        coronal=_plane(image[::-1, image.shape[1] // 2], z_mm, x_mm),
+        axial=_plane(axial[0], y_mm, x_mm),
+        coronal=_plane(coronal[::-1, 0], z_mm, x_mm),
     )
 
 

@@ -95,6 +95,17 @@ def test_numbers_are_those_of_the_voxels(archive: Archive, volumes) -> None:
     assert found.label_scans == {"lungs": 2, "nodules": 2}
 
 
+def test_scans_without_labels_stand_beside_those_with(tmp_path: Path, make_volume) -> None:
+    archive = Archive.create(str(tmp_path / "archive"), LAYOUT)
+    archive.write_scan(make_volume((9, 20, 20), scan_id=IDS[0], labels=()))
+    archive.write_scan(make_volume((9, 20, 20), scan_id=IDS[1], labels=("lungs",)))
+    found = take_fingerprint(archive, IDS)
+    assert found.label_scans == {"lungs": 1}
+    assert found.volume_ml["lungs"].n == 1
+    assert "foreground" not in found.scans[0].hu
+    assert found.hu["foreground"].n_voxels == found.label_hu["lungs"].n_voxels
+
+
 def test_shares_of_labels_within_labels(tmp_path: Path, make_volume) -> None:
     volume = make_volume((16, 16, 16))
     outer, inner = volume.labels["lungs"], volume.labels["nodules"]
