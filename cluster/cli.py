@@ -15,24 +15,23 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from cluster import views
+from cluster import archive_commands, views
 from cluster.answers import DONE, FAILED, INTERRUPTED, Answer, explain, show, show_failure
+from cluster.flags import ArchiveUrl, Debug, Json
+from cluster.flags import make_config_from_flags as _config
+from cluster.flags import run_job as _run
 from tomoray import __version__
 from tomoray.config import (
-    Config,
-    ConfigT,
     EvaluateConfig,
     PhantomConfig,
     PredictConfig,
     PreprocessConfig,
     ServeConfig,
     TrainConfig,
-    load_config,
-    make_config,
     read_recipe,
     recipe_names,
 )
@@ -46,10 +45,7 @@ app = typer.Typer(
     epilog="The whole way once: [bold]tomoray demo[/bold]. Shell completion: tomoray --install-completion",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs and bars stay on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the workers print.")]
 Part = Literal["test", "validation", "train", "all"]
-ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="A path, or s3://bucket/prefix.")]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote.")]
 
 
@@ -327,20 +323,7 @@ def schema(
     return Answer(document=document, view=views.json_text(document))
 
 
-def _config(model: type[ConfigT], source: str | None, **flags: Any) -> ConfigT:
-    """A config from the flags that were given, over a file or recipe where one is named."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    return load_config(source, model, given) if source else make_config(model, given, "command line")
-
-
-def _run(job: str, config: Config, *, debug: bool) -> dict[str, Any]:
-    """The result of `jobs.<job>` on a Ray cluster. What libraries print to stdout goes to stderr."""
-    importlib.import_module("cluster.preflight").check(config)
-    local = importlib.import_module("cluster.local")
-    module = importlib.import_module(f"jobs.{job}")
-    with redirect_stdout(sys.stderr), local.local_ray(verbose=debug):
-        result: dict[str, Any] = module.run(config)
-    return result
+app.registered_commands += archive_commands.app.registered_commands
 
 
 if __name__ == "__main__":

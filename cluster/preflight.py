@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from tomoray.archive import Archive
-from tomoray.config import Config, EvaluateConfig, PredictConfig, PreprocessConfig, TrainConfig
+from tomoray.config import (
+    Config,
+    EvaluateConfig,
+    FingerprintConfig,
+    PredictConfig,
+    PreprocessConfig,
+    QcConfig,
+    TrainConfig,
+)
 from tomoray.errors import Fatal
 from tomoray.runs import open_run
 from tomoray.storage import open_store
@@ -24,5 +32,8 @@ def check(config: Config) -> None:
         open_store(config.archive).check()
     if isinstance(config, PredictConfig | EvaluateConfig):
         open_run(config.run)
-    if isinstance(config, TrainConfig | PredictConfig | EvaluateConfig) and config.archive:
+    if (
+        isinstance(config, TrainConfig | PredictConfig | EvaluateConfig | FingerprintConfig | QcConfig)
+        and config.archive
+    ):
         Archive.open(config.archive)

@@ -9,9 +9,12 @@ from typing import Any
 from tomoray.config import (
     Config,
     EvaluateConfig,
+    FingerprintConfig,
     PhantomConfig,
+    PlanTrainingConfig,
     PredictConfig,
     PreprocessConfig,
+    QcConfig,
     ServeConfig,
     TrainConfig,
 )
@@ -20,6 +23,9 @@ from tomoray.errors import Usage
 CONFIGS: dict[str, type[Config]] = {
     "phantom": PhantomConfig,
     "preprocess": PreprocessConfig,
+    "fingerprint": FingerprintConfig,
+    "plan-training": PlanTrainingConfig,
+    "qc": QcConfig,
     "train": TrainConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,

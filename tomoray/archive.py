@@ -26,7 +26,7 @@ import tensorstore as ts
 
 from tomoray import multiscale
 from tomoray.config import Layout
-from tomoray.errors import Fatal, Usage
+from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.geometry import Geometry
 from tomoray.storage import Store, open_store
 from tomoray.volume import Mask, ScanInfo, ScanUids, Volume
@@ -204,6 +204,15 @@ class Scan:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
+
+    @property
+    def url(self) -> str:
+        """Where the scan stands: a path, or `s3://bucket/prefix`."""
+        return self._store.url
+
+    def explain(self, error: Exception) -> TomoRayError:
+        """An error of reading an array as `Transient` or `Fatal`, in one line."""
+        return self._store.explain(error)
 
     @cached_property
     def info(self) -> ScanInfo:

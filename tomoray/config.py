@@ -225,6 +225,50 @@ class EvaluateConfig(Config):
     part: Literal["test", "validation", "train", "all"] = "test"
 
 
+class FingerprintConfig(Config):
+    """`jobs.fingerprint`: archive -> statistics of its scans.
+
+    Attributes:
+        save: write them to `ARCHIVE/fingerprint.json`.
+        body_level: the level on which the body is found; archives with fewer levels use their coarsest.
+    """
+
+    archive: Url
+    save: bool = False
+    body_level: Annotated[int, Field(ge=0, le=5)] = 2
+    in_flight: Annotated[int, Field(ge=0, description="scans at work at once; 0: twice the cluster's CPUs")] = 0
+
+
+class PlanTrainingConfig(Config):
+    """`tomoray plan-training`: fingerprint -> TrainConfig, by nnU-Net's rules.
+
+    Attributes:
+        source: an archive, or a fingerprint that `tomoray fingerprint --json` printed or `--save` wrote.
+        memory_gb: what one worker may use for a training step: of its GPU, or of the machine.
+        labels: what to segment; None takes every label that all scans have.
+        write: the file for the TrainConfig, as YAML.
+    """
+
+    source: Url
+    memory_gb: Annotated[float, Field(gt=0)] = 8.0
+    labels: Annotated[list[str], Field(min_length=1)] | None = None
+    write: str | None = None
+
+
+class QcConfig(Config):
+    """`jobs.qc`: archive -> one HTML report.
+
+    Attributes:
+        montage: scans to picture; of larger archives that many, drawn with `seed`.
+    """
+
+    archive: Url
+    out: str = "qc.html"
+    montage: Annotated[int, Field(ge=0, le=1000)] = 60
+    seed: int = 0
+    in_flight: Annotated[int, Field(ge=0, description="scans at work at once; 0: twice the cluster's CPUs")] = 0
+
+
 class PhantomConfig(Config):
     """`tomoray phantom`: a cohort of procedural thorax CTs as DICOM.
 

@@ -1,0 +1,32 @@
+"""What all commands share: their common flags, and how flags become a config and a config a result."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import redirect_stdout
+from typing import Annotated, Any
+
+import typer
+
+from tomoray.config import Config, ConfigT, load_config, make_config
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs and bars stay on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the workers print.")]
+ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="A path, or s3://bucket/prefix.")]
+
+
+def make_config_from_flags(model: type[ConfigT], source: str | None, /, **flags: Any) -> ConfigT:
+    """A config from the flags that were given, over a file or recipe where one is named. Raises `Usage`."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return load_config(source, model, given) if source else make_config(model, given, "command line")
+
+
+def run_job(job: str, config: Config, *, debug: bool) -> dict[str, Any]:
+    """The result of `jobs.<job>` on a Ray cluster. What libraries print to stdout goes to stderr."""
+    importlib.import_module("cluster.preflight").check(config)
+    local = importlib.import_module("cluster.local")
+    module = importlib.import_module(f"jobs.{job}")
+    with redirect_stdout(sys.stderr), local.local_ray(verbose=debug):
+        result: dict[str, Any] = module.run(config)
+    return result
