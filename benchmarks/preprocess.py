@@ -1,6 +1,6 @@
 """Source to archive beside the tools people use: MB of uncompressed voxels a CPU second, one core, same files.
 
-    make bench-preprocess            # or: .venv/bin/python benchmarks/preprocess.py [--series DIR] [--rounds 5] [--json]
+    .venv/bin/python benchmarks/preprocess.py [--series DIR] [--rounds 5] [--json]
 
 Every peer starts from the same files on disk and ends with its own on disk; all read the same voxels, which is
 checked. TomoRay's time holds everything: headers, checks, SHA-256, de-identification, three resolutions, catalog.
@@ -124,7 +124,9 @@ def tomoray(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
     """All that `tomoray preprocess` does to a series, but for Ray."""
     archive = Archive.create(str(work / "archive"), Layout())
     rules, deidentifier = Rules(), Deidentifier(KEY, DeidentifyConfig())
-    ingester = Ingester(archive=archive, deidentifier=deidentifier, rules=rules, config_sha256="", sources=(str(series),))
+    ingester = Ingester(
+        archive=archive, deidentifier=deidentifier, rules=rules, config_sha256="", sources=(str(series),)
+    )
     rows = []
     with Inventory() as inventory:
         inventory.add_heads(read_heads(list(list_source(str(series)))).heads)

@@ -10,7 +10,7 @@ import typer
 
 from cluster import catalog_views
 from cluster.answers import Answer
-from cluster.flags import ArchiveUrl, Debug, Json, config_of
+from cluster.flags import ArchiveUrl, Debug, Json, make_config_from_flags
 from tomoray.config import PlanConfig
 from tomoray.errors import Usage
 
@@ -36,7 +36,7 @@ def plan(
     tomoray plan hospital archive --prices prices.yaml --json
     """
     flags = {"sources": sources, "archive": archive, "node": node, "nodes": nodes, "prices": prices}
-    result = importlib.import_module("jobs.plan").run(config_of(PlanConfig, config, **flags))
+    result = importlib.import_module("jobs.plan").run(make_config_from_flags(PlanConfig, config, **flags))
     return Answer(document=result, view=catalog_views.plan(result, archive))
 
 

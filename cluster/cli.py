@@ -15,11 +15,11 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster import archive_commands, views
+from cluster import archive_commands, catalog_commands, catalog_views, views
 from cluster.answers import DONE, FAILED, INTERRUPTED, Answer, explain, show, show_failure
 from cluster.flags import ArchiveUrl, Debug, Json
 from cluster.flags import make_config_from_flags as _config
@@ -111,24 +111,45 @@ def phantom(
 
 @app.command()
 def preprocess(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Folders, files or s3:// prefixes.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Folders, zip or tar files, s3://, idc://, dicomweb+https://.")
+    ],
     archive: ArchiveUrl,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="PreprocessConfig as YAML.")] = None,
     in_flight: Annotated[int | None, typer.Option(help="Series at work at once.")] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(help="Repair instead of refusing: variable_spacing, tilt, missing_uid; repeatable."),
+    ] = None,
+    keep_identifiers: Annotated[
+        bool, typer.Option("--keep-identifiers", help="De-identify nothing. Only for data that names nobody.")
+    ] = False,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve counters to Prometheus here.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Start nothing: follow the run that writes ARCHIVE now.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where any series is refused.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Read DICOM and NIfTI into an archive of OME-Zarr and a Parquet catalog.
 
-    A series that is not understood is refused with a reason, and the run goes on. A second run decodes nothing.
+    A series that is not understood is refused with a reason, and the run goes on. A second run decodes nothing. Only
+    pseudonyms are stored.
 
     [bold]Examples[/bold]
 
     tomoray preprocess cohort archive
     tomoray preprocess s3://hospital/ct extra-nifti s3://research/archive --json
+    tomoray preprocess idc://nlst s3://research/nlst --repair tilt
     """
-    made = _config(PreprocessConfig, config, sources=sources, archive=archive, in_flight=in_flight)
+    if watch:
+        followed = importlib.import_module("cluster.watch").follow(archive)
+        return Answer(document=followed, view=catalog_views.watched(followed))
+    flags: dict[str, Any] = {"sources": sources, "archive": archive, "in_flight": in_flight, "repair": repair or None}
+    if keep_identifiers:
+        flags["deidentify"] = {"keep_identifiers": True}
+    made = _config(PreprocessConfig, config, **flags, metrics_port=metrics_port)
     result = _run("preprocess", made, debug=debug)
     views.list_refusals(result)
     failed = bool(result["failed"]) or (strict and result["refused"] + result["refused_before"] > 0)
@@ -324,6 +345,7 @@ def schema(
 
 
 app.registered_commands += archive_commands.app.registered_commands
+app.registered_commands += catalog_commands.app.registered_commands
 
 
 if __name__ == "__main__":

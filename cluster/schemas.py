@@ -11,6 +11,7 @@ from tomoray.config import (
     EvaluateConfig,
     FingerprintConfig,
     PhantomConfig,
+    PlanConfig,
     PlanTrainingConfig,
     PredictConfig,
     PreprocessConfig,
@@ -23,6 +24,7 @@ from tomoray.errors import Usage
 CONFIGS: dict[str, type[Config]] = {
     "phantom": PhantomConfig,
     "preprocess": PreprocessConfig,
+    "plan": PlanConfig,
     "fingerprint": FingerprintConfig,
     "plan-training": PlanTrainingConfig,
     "qc": QcConfig,

@@ -36,7 +36,12 @@ def preprocess(result: Result, archive: str) -> RenderableType:
 
 def list_refusals(result: Result) -> None:
     """One line on stderr for every refused series, and for every one that failed."""
-    lines = [f"refused {each['series_id']} {each['reason']}: {each['evidence']}" for each in result["refusals"]]
+    lines = [
+        f"refused {' '.join(filter(None, (each['series_id'], each['part'])))} {each['reason']}: {each['evidence']}"
+        for each in result["refusals"]
+    ]
+    if len(lines) < result["refused"]:
+        lines.append(f"and {result['refused'] - len(lines)} more: tomoray catalog ARCHIVE --where \"status='refused'\"")
     lines += [f"failed {each['series_id']} {each['error']}: run the command again" for each in result["failed"]]
     for line in lines:
         progress.console.print(Text(line), soft_wrap=True)

@@ -198,6 +198,7 @@ class Scan:
         self.geometry = _geometry(attributes["geometry"])
         self.label_names: tuple[str, ...] = tuple(attributes["labels"])
         self.attributes: dict[str, Any] = attributes.get("attributes", {})
+        self.header: dict[str, Any] = attributes.get("header", {})
         self._store = store
         self._info = attributes.get("info")
         self._arrays: dict[str, ts.TensorStore] = {}

@@ -49,7 +49,10 @@ ABOUT: Mapping[Reason, About] = {
         "export again with UIDs, or repair: missing_uid",
     ),
     Reason.MISSING_GEOMETRY: About(
-        "orientation, position or pixel spacing is absent, malformed or not above 0; or functional groups that do not fit the frames",
+        (
+            "orientation, position or pixel spacing is absent, malformed or not above 0; or functional "
+            "groups that do not fit the frames"
+        ),
         "export again with whole headers",
     ),
     Reason.MISSING_RESCALE: About(
@@ -97,7 +100,7 @@ ABOUT: Mapping[Reason, About] = {
         "export again",
     ),
     Reason.DUPLICATE_POSITION: About(
-        "two slices at one position that differ, and no phases, each whole, that number or time tell apart",
+        ("two slices at one position that differ, and no phases, each whole, that number or time tell apart"),
         "separate them by what tells them apart",
     ),
     Reason.MISSING_SLICES: About(
@@ -109,15 +112,18 @@ ABOUT: Mapping[Reason, About] = {
         "use another reconstruction, or repair: variable_spacing",
     ),
     Reason.IRREGULAR_POSITIONS: About(
-        "a slice more than 0.1 mm sideways of the line through the others, or a lean of more than 45 degrees",
+        ("a slice more than 0.1 mm sideways of the line through the others, or a lean of more than 45 degrees"),
         "look for the odd slice",
     ),
     Reason.TILT_MISMATCH: About(
-        "GantryDetectorTilt tells of a tilt of more than 0.5 degrees that neither positions nor orientation show",
+        ("GantryDetectorTilt tells of a tilt of more than 0.5 degrees that neither positions nor orientation show"),
         "find out whether the images were straightened; if so, export with the tag at 0",
     ),
     Reason.UNSUPPORTED_PIXELS: About(
-        "colour, several frames in a classic instance, an unusual number of bits, or a transfer syntax without a decoder",
+        (
+            "colour, several frames in a classic instance, an unusual number of bits, or a transfer syntax "
+            "without a decoder"
+        ),
         "convert with a DICOM toolkit",
     ),
     Reason.UNDECODABLE_PIXELS: About(
