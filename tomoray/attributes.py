@@ -34,6 +34,7 @@ _DEVICE_NAME = re.compile(r"[A-Za-z0-9 ._/+-]{1,64}")
 _PRIVATE_TEXT = re.compile(r"[A-Za-z0-9 .,:;/()<>=+&%*_-]{1,64}")
 _LONG_NUMBER = 5  # digits of an identifier that a whole number is searched for
 _LONG_FRACTION = 7  # and a number with its decimals
+_LONGEST_NUMBER = 17
 _OF_DEVICES = frozenset(rule.keyword for rule in ps3_15.TABLE.values() if "device" in rule.options)
 
 
@@ -50,6 +51,7 @@ class Context:
 
     pseudonyms: Pseudonyms
     config: DeidentifyConfig
+    options: frozenset[ps3_15.Option]
     patient: str
     identifiers: frozenset[str]
     but_of_devices: frozenset[str]
@@ -72,16 +74,22 @@ class Treatment(NamedTuple):
     stands_in: bool = False
 
 
-def make_context(elements: Collection[Element], pseudonyms: Pseudonyms, config: DeidentifyConfig) -> Context:
+def make_context(
+    elements: Collection[Element],
+    pseudonyms: Pseudonyms,
+    config: DeidentifyConfig,
+    options: Iterable[ps3_15.Option],
+) -> Context:
     """Search a header for identifiers, once."""
     found = frozenset(evidence(elements))
     return Context(
         pseudonyms=pseudonyms,
         config=config,
+        options=frozenset(options),
         patient=patient_of(elements),
         identifiers=found,
         but_of_devices=frozenset(evidence(elements, _OF_DEVICES)) if config.retain_device else found,
-        numbers=frozenset(text for text in found if len(text) >= _LONG_NUMBER and text.isdigit()),
+        numbers=frozenset(text for text in found if _LONG_NUMBER <= len(text) <= _LONGEST_NUMBER and text.isdigit()),
         safe_words=frozenset(word.upper() for word in config.safe_words),
     )
 
@@ -232,6 +240,8 @@ def _standard_uid(element: Element, _context: Context) -> Json:
 def _yes_or_no(element: Element, _context: Context) -> Json:
     """Whether contrast was given: what it was is free text."""
     texts = [text.strip().upper() for text in values_as_text(element.value)]
+    if not any(texts):
+        return None  # Type 2: empty is unknown
     return "NO" if all(text in ("", "NO", "NONE", "N", "WITHOUT", "W/O", "NOT GIVEN") for text in texts) else "YES"
 
 
@@ -304,11 +314,11 @@ DESCRIBED: dict[str, Treatment] = {
         PatientPosition PhotometricInterpretation QualityControlImage RecognizableVisualFeatures
         ReconstructionAlgorithm RescaleType RotationDirection ScanOptions
         """,
-        Treatment(_words(vocabulary.CODES | vocabulary.TERMS | vocabulary.BODY_PARTS)),
+        Treatment(_words(vocabulary.CODES | vocabulary.DESCRIPTIONS)),
     ),
     **_treat(
         "ProtocolName SeriesDescription",
-        Treatment(_words(vocabulary.TERMS | vocabulary.BODY_PARTS | vocabulary.KERNELS), option="descriptors"),
+        Treatment(_words(vocabulary.DESCRIPTIONS), option="descriptors"),
     ),
     "ConvolutionKernel": Treatment(_kernel, option="descriptors"),
     "BodyPartExamined": Treatment(_body_part, option="descriptors"),

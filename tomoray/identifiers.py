@@ -9,8 +9,9 @@ import datetime
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 from pydicom import Dataset
@@ -39,22 +40,33 @@ _PLAIN = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "đ": "d", "ł": "l"}
 _COMMON = frozenset(word.lower() for word in BODY_PARTS | KERNELS | PLACES | SCANNERS | TERMS)
 
 
-class Element(NamedTuple):
-    """One element of a header, wherever it is nested.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Element:
+    """One element of a header, wherever it is nested. Its value is converted when it is asked for, as most never are.
 
     Attributes:
-        value: None for pixels and for sequences, whose elements follow.
         home: whether it speaks of the series: at the top, or in the first functional groups of a multi-frame object.
-        creator: of a private element at the top.
     """
 
+    dataset: Dataset = field(repr=False)
     tag: BaseTag
     keyword: str
     vr: str
-    value: Any
     depth: int
     home: bool
-    creator: str
+
+    @property
+    def value(self) -> Any:
+        """As pydicom converts it; None for pixels, and where it cannot be converted."""
+        return None if self.tag.group == _PIXELS else _read(self.dataset, self.tag)[1]
+
+    @property
+    def creator(self) -> str:
+        """Who reserved the block of a private element (PS3.5 7.8.1); empty for others."""
+        owner = BaseTag(self.tag.group << 16 | self.tag.element >> 8)
+        if not self.tag.is_private or self.tag.is_private_creator or owner not in self.dataset:
+            return ""
+        return "".join(values_as_text(_read(self.dataset, owner)[1])[:1])
 
 
 def identifiers(dataset: Dataset) -> frozenset[str]:
@@ -101,41 +113,28 @@ def scrub_uri(uri: str, identifiers: Collection[str]) -> str:
 def walk(dataset: Dataset) -> Iterator[Element]:
     """Every element of a header, those at the top first. Sequences below `MAX_DEPTH` stay shut.
 
-    Pixels are not touched. Elements that pydicom cannot convert have their bytes as a value, and `UN` as VR.
+    Pixels are not touched. An element that pydicom cannot convert is there, without a value.
     """
     meta = getattr(dataset, "file_meta", None)
     pending = deque([(dataset, 0, 0), *([(meta, 1, 9)] if meta else [])])
     while pending:
         current, depth, steps = pending.popleft()  # steps: 0 top, 1 functional groups, 2 one group, 9 elsewhere
         for tag in sorted(current.keys()):
-            keyword = keyword_for_tag(tag)
-            vr, value = ("OW", None) if tag.group == _PIXELS else _read(current, tag)
-            creator = _creator(current, tag) if tag.is_private and not tag.is_private_creator and depth == 0 else ""
-            nested = value if vr == "SQ" else ()
-            yield Element(tag, keyword, vr, None if vr == "SQ" else value, depth, steps in (0, 2), creator)
-            if depth >= MAX_DEPTH:
+            keyword, vr = keyword_for_tag(tag), _vr(current, tag)
+            yield Element(dataset=current, tag=tag, keyword=keyword, vr=vr, depth=depth, home=steps in (0, 2))
+            if vr != "SQ" or depth >= MAX_DEPTH:
                 continue
-            for number, item in enumerate(nested or ()):
-                if number or not (steps == 1 or (steps == 0 and keyword in _HOMES)):
-                    pending.append((item, depth + 1, 9))
-                else:
-                    pending.append((item, depth + 1, steps + 1))
+            for number, item in enumerate(_read(current, tag)[1] or ()):
+                inwards = number == 0 and (steps == 1 or (steps == 0 and keyword in _HOMES))
+                pending.append((item, depth + 1, steps + 1 if inwards else 9))
 
 
 def evidence(elements: Iterable[Element], besides: Collection[str] = ()) -> Iterator[str]:
     """The identifiers in `elements`, those of the keywords `besides` left out."""
     for element in elements:
-        if element.keyword in besides or element.value is None:
-            continue
-        texts = values_as_text(element.value)
-        if element.vr == "PN" or (element.vr in _TEXT and element.tag in _PERSONS):
-            yield from _of_names(texts)
-        elif element.vr == "UI":
-            yield from _of_uids(texts)
-        elif element.vr in ("DA", "DT"):
-            yield from _of_dates(texts)
-        elif element.vr in _TEXT and _names_somebody(element.tag):
-            yield from _of_text(texts)
+        search = _search(element)
+        if search and element.keyword not in besides:
+            yield from search(values_as_text(element.value))
 
 
 def values_as_text(value: Any) -> list[str]:
@@ -162,20 +161,31 @@ def _alphanumeric(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum())
 
 
+def _vr(dataset: Dataset, tag: BaseTag) -> str:
+    """The VR that the file states, else the one that pydicom finds."""
+    if tag.group == _PIXELS:
+        return "OW"
+    stated = dataset.get_item(tag).VR
+    return _read(dataset, tag)[0] if stated in (None, "UN") else str(stated)
+
+
 def _read(dataset: Dataset, tag: BaseTag) -> tuple[str, Any]:
     try:
         element = dataset[tag]
-    except Exception:  # a malformed element; nobody else may see its value either
-        raw = dataset.get_item(tag)
-        return "UN", getattr(raw, "value", None)
+    except Exception:  # malformed; what cannot be read cannot be kept
+        return "UN", None
     return str(element.VR), element.value
 
 
-def _creator(dataset: Dataset, tag: BaseTag) -> str:
-    """Who reserved the block of a private element (PS3.5 7.8.1)."""
-    owner = BaseTag(tag.group << 16 | tag.element >> 8)
-    texts = values_as_text(_read(dataset, owner)[1]) if owner in dataset else []
-    return texts[0] if texts else ""
+def _search(element: Element) -> Callable[[Iterable[str]], Iterator[str]] | None:
+    """How an element's values are searched for identifiers, if at all."""
+    if element.vr == "PN" or (element.vr in _TEXT and element.tag in _PERSONS):
+        return _of_names
+    if element.vr == "UI":
+        return _of_uids
+    if element.vr in ("DA", "DT"):
+        return _of_dates
+    return _of_text if element.vr in _TEXT and _names_somebody(element.tag) else None
 
 
 def _names_somebody(tag: BaseTag) -> bool:
