@@ -214,6 +214,14 @@ def test_a_name_that_stands_only_in_a_description_is_dropped_too() -> None:
     assert "ProtocolName" not in described.attributes
 
 
+def test_known_words_that_are_the_patients_name_are_dropped() -> None:
+    described = DESCRIBE(
+        header(PatientName="Thorax^Max", SeriesDescription="LUNG max 1.25mm", BodyPartExamined="THORAX")
+    )
+    assert "SeriesDescription" not in described.attributes
+    assert described.body_part is None
+
+
 @pytest.mark.parametrize("kernel", ["Hargreaves", "B30f Quentin", "4711-08", "B30f 17.03.1948", "Mabuse"])
 def test_kernel_is_kept_whole_or_not_at_all(kernel: str) -> None:
     assert DESCRIBE(header(ConvolutionKernel=kernel)).kernel is None
