@@ -58,6 +58,10 @@ class Context:
     numbers: frozenset[str]
     safe_words: frozenset[str]
 
+    def known(self, words: frozenset[str]) -> frozenset[str]:
+        """`words`, and those that the config adds."""
+        return words | self.safe_words if self.safe_words else words
+
 
 class Treatment(NamedTuple):
     """How an attribute is kept.
@@ -162,26 +166,26 @@ def _words(known: frozenset[str]) -> Callable[[Element, Context], Json]:
     """Texts of known words; single words of them may be lost."""
 
     def render(element: Element, context: Context) -> Json:
-        return _cleaned(element, context, lambda text: vocabulary.clean_words(text, known | context.safe_words))
+        return _cleaned(element, context, lambda text: vocabulary.clean_words(text, context.known(known)))
 
     return render
 
 
 def _kernel(element: Element, context: Context) -> Json:
     """All of a kernel's values, or nothing: a part of a kernel is another kernel."""
-    known = vocabulary.KERNELS | vocabulary.TERMS | context.safe_words
+    known = context.known(vocabulary.KERNEL_WORDS)
     texts = values_as_text(element.value)
     kept = _cleaned(element, context, lambda text: vocabulary.clean_words(text, known))
     return kept if kept == _one_or_list(texts) else None
 
 
 def _model(element: Element, context: Context) -> Json:
-    known = vocabulary.SCANNERS | context.safe_words
+    known = context.known(vocabulary.SCANNERS)
     return _cleaned(element, context, lambda text: vocabulary.scanner_model(text, known))
 
 
 def _body_part(element: Element, context: Context) -> Json:
-    known = vocabulary.BODY_PARTS | context.safe_words
+    known = context.known(vocabulary.BODY_PARTS)
     return _cleaned(element, context, lambda text: vocabulary.body_part(text, known))
 
 
@@ -263,7 +267,7 @@ def _time(element: Element, context: Context) -> Json:
 
 def _moved(day: str, context: Context) -> str | None:
     try:
-        date = datetime.datetime.strptime(day, "%Y%m%d").date()
+        date = datetime.date(int(day[:4]), int(day[4:6]), int(day[6:]))
         if context.config.dates == "shifted":
             days = shift_days(context.pseudonyms, context.patient)
             if days is None:

@@ -136,7 +136,7 @@ class Deidentifier:
                 options=tuple(ps3_15.OPTION_CODES[option][1] for option in options),
                 counts=dict(sorted(counts.items())),
                 tags={
-                    code: tuple(f"{tag.group:04x},{tag.element:04x}" for tag in sorted(found))
+                    code: tuple(f"{tag.group:04x},{tag.element:04x}" for tag in sorted(found, key=int))
                     for code, found in sorted(tags.items())
                 },
             ),

@@ -10,8 +10,7 @@ import re
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from pydicom import Dataset
@@ -40,15 +39,14 @@ _PLAIN = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "đ": "d", "ł": "l"}
 _COMMON = frozenset(word.lower() for word in BODY_PARTS | KERNELS | PLACES | SCANNERS | TERMS)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """One element of a header, wherever it is nested. Its value is converted when it is asked for, as most never are.
 
     Attributes:
         home: whether it speaks of the series: at the top, or in the first functional groups of a multi-frame object.
     """
 
-    dataset: Dataset = field(repr=False)
+    dataset: Dataset
     tag: BaseTag
     keyword: str
     vr: str
@@ -119,9 +117,9 @@ def walk(dataset: Dataset) -> Iterator[Element]:
     pending = deque([(dataset, 0, 0), *([(meta, 1, 9)] if meta else [])])
     while pending:
         current, depth, steps = pending.popleft()  # steps: 0 top, 1 functional groups, 2 one group, 9 elsewhere
-        for tag in sorted(current.keys()):
+        for tag in sorted(current.keys(), key=int):
             keyword, vr = keyword_for_tag(tag), _vr(current, tag)
-            yield Element(dataset=current, tag=tag, keyword=keyword, vr=vr, depth=depth, home=steps in (0, 2))
+            yield Element(current, tag, keyword, vr, depth, steps in (0, 2))
             if vr != "SQ" or depth >= MAX_DEPTH:
                 continue
             for number, item in enumerate(_read(current, tag)[1] or ()):
@@ -165,7 +163,10 @@ def _vr(dataset: Dataset, tag: BaseTag) -> str:
     """The VR that the file states, else the one that pydicom finds."""
     if tag.group == _PIXELS:
         return "OW"
-    stated = dataset.get_item(tag).VR
+    try:
+        stated = dataset.get_item(tag).VR
+    except Exception:  # as in `_read`
+        return "UN"
     return _read(dataset, tag)[0] if stated in (None, "UN") else str(stated)
 
 
@@ -224,7 +225,7 @@ def _of_dates(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         digits = re.sub(r"[.\-/ ]", "", text)[:8]
         try:
-            date = datetime.datetime.strptime(digits, "%Y%m%d")
+            date = datetime.date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
         except ValueError:
             continue
         day, month, year, name = date.day, date.month, f"{date.year:04d}", MONTHS[date.month - 1]

@@ -82,6 +82,8 @@ CODES = _words(
 # Single letters are kernels only where a kernel is named; elsewhere they may be initials.
 DESCRIPTIONS = BODY_PARTS | TERMS | frozenset(kernel for kernel in KERNELS if len(kernel) > 1)
 
+KERNEL_WORDS = KERNELS | TERMS
+
 # Words of institutions and addresses that name none.
 PLACES = _words(
     """

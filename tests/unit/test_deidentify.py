@@ -24,7 +24,7 @@ from tomoray import ps3_15
 from tomoray.attributes import DESCRIBED
 from tomoray.config import DeidentifyConfig, make_config
 from tomoray.deidentify import AUDIT_FIELDS, Deidentified, Deidentifier, audit_row
-from tomoray.dicom import quiet_pydicom
+from tomoray.dicom import NotDicomError, quiet_pydicom, read_dataset
 from tomoray.errors import Usage
 from tomoray.pseudonyms import Pseudonyms
 
@@ -466,6 +466,28 @@ def test_survives_values_that_cannot_be_read() -> None:
     assert described.age_years is None
     assert not {"KVP", "PixelSpacing", "StudyDate"} & described.attributes.keys()
     assert "hargreaves" not in as_json(described).casefold()
+
+
+def test_survives_broken_bytes_and_unknown_character_sets() -> None:
+    with quiet_pydicom():
+        dataset, _ = planted(11)
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        reread(dataset, implicit=False)  # gives it a file's preamble
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+    whole, chance, described = buffer.getvalue(), random.Random(0), 0
+    for _ in range(200):
+        data = bytearray(whole[: chance.randrange(2000, len(whole))])
+        for _ in range(chance.choice((1, 5, 40))):
+            data[chance.randrange(132, len(data))] = chance.choice((0x00, 0x1B, 0x5C, 0xFF, chance.randrange(256)))
+        try:
+            broken = read_dataset(bytes(data))
+        except NotDicomError:
+            continue
+        json.loads(as_json(Deidentifier(PSEUDONYMS, EVERYTHING).describe(broken)))
+        described += 1
+    assert described > 50
+    assert DESCRIBE(header(SpecificCharacterSet="ISO_IR 999")).attributes["KVP"] == 120
 
 
 def test_does_not_change_the_header() -> None:
