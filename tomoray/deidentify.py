@@ -123,13 +123,14 @@ class Deidentifier:
                     attributes[name] = value
                 counts[code] += 1
                 tags[code].add(element.tag)
+        sex = _text(attributes, "PatientSex")
         return Deidentified(
             attributes=dict(sorted((attributes | self._conformance()).items())),
             manufacturer=vocabulary.manufacturer(_text(attributes, "Manufacturer") or ""),
             model=_text(attributes, "ManufacturerModelName"),
             kernel=_text(attributes, "ConvolutionKernel"),
             body_part=_text(attributes, "BodyPartExamined"),
-            sex=_text(attributes, "PatientSex"),
+            sex=sex if sex in ("F", "M", "O") else None,
             age_years=age_years(_text(attributes, "PatientAge") or ""),
             audit=Audit(
                 profile=IDENTIFIERS_KEPT if self.config.keep_identifiers else ps3_15.PROFILE_CODE[1],
@@ -188,7 +189,7 @@ class Deidentifier:
         return name, render_private(element, context) if name in self.config.retain_safe_private else None
 
     def _conformance(self) -> dict[str, Json]:
-        """The attributes that say so (PS3.15 E.1.1, PS3.3 C.7.1.1 and C.12.1)."""
+        """The attributes that say so (PS3.15 E.1.1)."""
         if self.config.keep_identifiers:
             return {"PatientIdentityRemoved": "NO"}
         codes = [ps3_15.PROFILE_CODE, *(ps3_15.OPTION_CODES[option] for option in self._options)]

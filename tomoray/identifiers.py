@@ -31,6 +31,7 @@ _PIXELS = 0x7FE0
 _HOMES = frozenset({"SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"})
 _SHORTEST_UID = 8  # digits; a shorter one is no real UID, and would be found by chance
 _SHORTEST_WORD = 4
+_SHORTEST_PRODUCT = 5  # letters; shorter ones ("CT1") are as likely a name that the site gave
 _STANDARD_UIDS = "1.2.840.10008."
 _SPELLED = str.maketrans(
     {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae", "œ": "oe", "đ": "dj", "ł": "l"}
@@ -186,13 +187,10 @@ def _search(element: Element) -> Callable[[Iterable[str]], Iterator[str]] | None
         return _of_uids
     if element.vr in ("DA", "DT"):
         return _of_dates
-    return _of_text if element.vr in _TEXT and _names_somebody(element.tag) else None
-
-
-def _names_somebody(tag: BaseTag) -> bool:
-    """True for the text of Table E.1-1 that is neither a description nor a trait: those are words, not identifiers."""
-    rule = TABLE.get(tag)
-    return rule is not None and "descriptors" not in rule.options and "patient" not in rule.options
+    rule = TABLE.get(element.tag)
+    if rule is None or element.vr not in _TEXT or "descriptors" in rule.options or "patient" in rule.options:
+        return None  # descriptions and traits are words, not identifiers
+    return _of_devices if "device" in rule.options else _of_text
 
 
 def _of_names(texts: Iterable[str]) -> Iterator[str]:
@@ -200,8 +198,7 @@ def _of_names(texts: Iterable[str]) -> Iterator[str]:
         for group in text.split("="):  # alphabetic, ideographic, phonetic (PS3.5 6.2.1)
             parts = [part for part in re.split(r"[\W_]+", group) if part]
             for name in (*parts, "".join(parts[:2]), "".join(parts[1::-1]), "".join(parts)):
-                long_enough = len(name) >= SHORTEST or (len(name) > 1 and not name.isascii())
-                yield from (form for form in fold(name) if long_enough and form)
+                yield from (form for form in fold(name) if len(form) >= (SHORTEST if form.isascii() else 2))
 
 
 def _of_text(texts: Iterable[str]) -> Iterator[str]:
@@ -212,6 +209,15 @@ def _of_text(texts: Iterable[str]) -> Iterator[str]:
             yield from (form for form in fold(part) if len(form) >= SHORTEST and form not in _COMMON)
         if len(digits) > _SHORTEST_WORD:
             yield digits
+
+
+def _of_devices(texts: Iterable[str]) -> Iterator[str]:
+    """As `_of_text`, but a station that is called by its product's name ("LightSpeed16") is not named by it."""
+    for text in texts:
+        words = [re.fullmatch(r"([A-Z]*)\d{0,3}", word.upper()) for word in re.split(r"[\W_]+", text) if word]
+        products = [word[1] for word in words if word and (not word[1] or word[1] in SCANNERS)]
+        if len(products) < len(words) or not any(len(product) >= _SHORTEST_PRODUCT for product in products):
+            yield from _of_text([text])
 
 
 def _of_uids(texts: Iterable[str]) -> Iterator[str]:

@@ -101,7 +101,7 @@ MONTHS = (
     *("july", "august", "september", "october", "november", "december"),
 )
 
-# Longer names before the ones they hold, so that `GEMINI` alone does not make a GE.
+# Whole words only; the first that is found counts.
 _MANUFACTURERS: tuple[tuple[str, str], ...] = (
     ("UNITED IMAGING", r"UNITED ?IMAGING|UIH"),
     ("NEUROLOGICA", r"NEUROLOGICA"),

@@ -28,6 +28,8 @@ def test_finds_ideographic_names_and_short_names_whole() -> None:
     assert not is_clean("胸部 王小东", found(PatientName="Wang^XiaoDong=王^小东"))
     assert not is_clean("CHEST LI WU", found(PatientName="Wu^Li"))
     assert is_clean("LIVER", found(PatientName="Wu^Li"))
+    assert is_clean("HELICAL", found(PatientName="Lê^Đỗ"))
+    assert not is_clean("do le", found(PatientName="Lê^Đỗ"))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,14 @@ def test_words_of_radiology_and_standard_uids_are_no_identifiers() -> None:
     names = found(InstitutionName="Royal Chest Hospital", SOPClassUID="1.2.840.10008.5.1.4.1.1.2", StudyID="1")
     assert is_clean("CHEST 1.25 mm", names)
     assert is_clean("1.2.840.10008.5.1.4.1.1.2", names)
+
+
+def test_a_station_called_by_its_products_name_does_not_hide_the_model() -> None:
+    assert is_clean("LightSpeed16", found(StationName="LIGHTSPEED16"))
+    assert is_clean("Aquilion ONE", found(StationName="Aquilion_ONE"))
+    assert not is_clean("LightSpeed16", found(PatientID="LIGHTSPEED16"))
+    assert not is_clean("elsewhere", found(StationName="ULTRA ELSEWHERE"))
+    assert not is_clean("CT01", found(StationName="CT01"))
 
 
 def test_finds_identifiers_in_nested_and_private_elements() -> None:
