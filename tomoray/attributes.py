@@ -34,6 +34,7 @@ _DEVICE_NAME = re.compile(r"[A-Za-z0-9 ._/+-]{1,64}")
 _PRIVATE_TEXT = re.compile(r"[A-Za-z0-9 .,:;/()<>=+&%*_-]{1,64}")
 _LONG_NUMBER = 5  # digits of an identifier that a whole number is searched for
 _LONG_FRACTION = 7  # and a number with its decimals
+_LONGEST_NUMBER = 17
 _OF_DEVICES = frozenset(rule.keyword for rule in ps3_15.TABLE.values() if "device" in rule.options)
 
 
@@ -50,11 +51,16 @@ class Context:
 
     pseudonyms: Pseudonyms
     config: DeidentifyConfig
+    options: frozenset[ps3_15.Option]
     patient: str
     identifiers: frozenset[str]
     but_of_devices: frozenset[str]
     numbers: frozenset[str]
     safe_words: frozenset[str]
+
+    def known(self, words: frozenset[str]) -> frozenset[str]:
+        """`words`, and those that the config adds."""
+        return words | self.safe_words if self.safe_words else words
 
 
 class Treatment(NamedTuple):
@@ -72,16 +78,22 @@ class Treatment(NamedTuple):
     stands_in: bool = False
 
 
-def make_context(elements: Collection[Element], pseudonyms: Pseudonyms, config: DeidentifyConfig) -> Context:
+def make_context(
+    elements: Collection[Element],
+    pseudonyms: Pseudonyms,
+    config: DeidentifyConfig,
+    options: Iterable[ps3_15.Option],
+) -> Context:
     """Search a header for identifiers, once."""
     found = frozenset(evidence(elements))
     return Context(
         pseudonyms=pseudonyms,
         config=config,
+        options=frozenset(options),
         patient=patient_of(elements),
         identifiers=found,
         but_of_devices=frozenset(evidence(elements, _OF_DEVICES)) if config.retain_device else found,
-        numbers=frozenset(text for text in found if len(text) >= _LONG_NUMBER and text.isdigit()),
+        numbers=frozenset(text for text in found if _LONG_NUMBER <= len(text) <= _LONGEST_NUMBER and text.isdigit()),
         safe_words=frozenset(word.upper() for word in config.safe_words),
     )
 
@@ -154,26 +166,26 @@ def _words(known: frozenset[str]) -> Callable[[Element, Context], Json]:
     """Texts of known words; single words of them may be lost."""
 
     def render(element: Element, context: Context) -> Json:
-        return _cleaned(element, context, lambda text: vocabulary.clean_words(text, known | context.safe_words))
+        return _cleaned(element, context, lambda text: vocabulary.clean_words(text, context.known(known)))
 
     return render
 
 
 def _kernel(element: Element, context: Context) -> Json:
     """All of a kernel's values, or nothing: a part of a kernel is another kernel."""
-    known = vocabulary.KERNELS | vocabulary.TERMS | context.safe_words
+    known = context.known(vocabulary.KERNEL_WORDS)
     texts = values_as_text(element.value)
     kept = _cleaned(element, context, lambda text: vocabulary.clean_words(text, known))
     return kept if kept == _one_or_list(texts) else None
 
 
 def _model(element: Element, context: Context) -> Json:
-    known = vocabulary.SCANNERS | context.safe_words
+    known = context.known(vocabulary.SCANNERS)
     return _cleaned(element, context, lambda text: vocabulary.scanner_model(text, known))
 
 
 def _body_part(element: Element, context: Context) -> Json:
-    known = vocabulary.BODY_PARTS | context.safe_words
+    known = context.known(vocabulary.BODY_PARTS)
     return _cleaned(element, context, lambda text: vocabulary.body_part(text, known))
 
 
@@ -232,6 +244,8 @@ def _standard_uid(element: Element, _context: Context) -> Json:
 def _yes_or_no(element: Element, _context: Context) -> Json:
     """Whether contrast was given: what it was is free text."""
     texts = [text.strip().upper() for text in values_as_text(element.value)]
+    if not any(texts):
+        return None  # Type 2: empty is unknown
     return "NO" if all(text in ("", "NO", "NONE", "N", "WITHOUT", "W/O", "NOT GIVEN") for text in texts) else "YES"
 
 
@@ -253,7 +267,7 @@ def _time(element: Element, context: Context) -> Json:
 
 def _moved(day: str, context: Context) -> str | None:
     try:
-        date = datetime.datetime.strptime(day, "%Y%m%d").date()
+        date = datetime.date(int(day[:4]), int(day[4:6]), int(day[6:]))
         if context.config.dates == "shifted":
             days = shift_days(context.pseudonyms, context.patient)
             if days is None:
@@ -304,11 +318,11 @@ DESCRIBED: dict[str, Treatment] = {
         PatientPosition PhotometricInterpretation QualityControlImage RecognizableVisualFeatures
         ReconstructionAlgorithm RescaleType RotationDirection ScanOptions
         """,
-        Treatment(_words(vocabulary.CODES | vocabulary.TERMS | vocabulary.BODY_PARTS)),
+        Treatment(_words(vocabulary.CODES | vocabulary.DESCRIPTIONS)),
     ),
     **_treat(
         "ProtocolName SeriesDescription",
-        Treatment(_words(vocabulary.TERMS | vocabulary.BODY_PARTS | vocabulary.KERNELS), option="descriptors"),
+        Treatment(_words(vocabulary.DESCRIPTIONS), option="descriptors"),
     ),
     "ConvolutionKernel": Treatment(_kernel, option="descriptors"),
     "BodyPartExamined": Treatment(_body_part, option="descriptors"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 from pydicom import Dataset
+from pydicom.tag import BaseTag
 
 from tomoray import __version__, ps3_15, vocabulary
 from tomoray.attributes import (
@@ -109,10 +110,11 @@ class Deidentifier:
         """
         with quiet_pydicom():
             elements = list(walk(dataset))
-            context = make_context(elements, self.pseudonyms, self.config)
+            options = self._options
+            context = make_context(elements, self.pseudonyms, self.config, options)
             attributes: dict[str, Json] = {}
             counts: Counter[str] = Counter()
-            tags: dict[str, set[str]] = defaultdict(set)
+            tags: dict[str, set[BaseTag]] = defaultdict(set)
             for element in elements:
                 name, value, code = self._treat(element, context)
                 if value is None or name in attributes:
@@ -120,20 +122,24 @@ class Deidentifier:
                 else:
                     attributes[name] = value
                 counts[code] += 1
-                tags[code].add(f"{element.tag.group:04x},{element.tag.element:04x}")
+                tags[code].add(element.tag)
+        sex = _text(attributes, "PatientSex")
         return Deidentified(
             attributes=dict(sorted((attributes | self._conformance()).items())),
             manufacturer=vocabulary.manufacturer(_text(attributes, "Manufacturer") or ""),
             model=_text(attributes, "ManufacturerModelName"),
             kernel=_text(attributes, "ConvolutionKernel"),
             body_part=_text(attributes, "BodyPartExamined"),
-            sex=_text(attributes, "PatientSex"),
+            sex=sex if sex in ("F", "M", "O") else None,
             age_years=age_years(_text(attributes, "PatientAge") or ""),
             audit=Audit(
                 profile=IDENTIFIERS_KEPT if self.config.keep_identifiers else ps3_15.PROFILE_CODE[1],
-                options=tuple(ps3_15.OPTION_CODES[option][1] for option in self._options),
+                options=tuple(ps3_15.OPTION_CODES[option][1] for option in options),
                 counts=dict(sorted(counts.items())),
-                tags={code: tuple(sorted(found)) for code, found in sorted(tags.items())},
+                tags={
+                    code: tuple(f"{tag.group:04x},{tag.element:04x}" for tag in sorted(found, key=int))
+                    for code, found in sorted(tags.items())
+                },
             ),
         )
 
@@ -165,20 +171,25 @@ class Deidentifier:
         if self.config.keep_identifiers:
             kept = element.home and (name in DESCRIBED or name in IDENTIFYING)
             return name, as_read(element) if kept else None, "K"
-        if element.creator:
-            name = private_name(element)
-            return name, render_private(element, context) if name in self.config.retain_safe_private else None, "K"
+        if element.tag.is_private:
+            return (*self._private(element, context), "K")
         treatment = DESCRIBED.get(name)
-        if treatment is None or not element.home or treatment.option not in (None, *self._options):
+        if treatment is None or not element.home or treatment.option not in (None, *context.options):
             return name, None, "X"
-        wanted = ps3_15.action(element.tag, element.vr, self._options)
+        wanted = ps3_15.action(element.tag, element.vr, context.options)
         if not (treatment.stands_in or wanted in ("K", "C", "U")):
             return name, None, "X"
         value = treatment.render(element, context)
         return name, value, "K" if value == as_read(element) else treatment.changed
 
+    def _private(self, element: Element, context: Context) -> tuple[str, Json]:
+        if not self.config.retain_safe_private or element.depth:
+            return "", None
+        name = private_name(element)
+        return name, render_private(element, context) if name in self.config.retain_safe_private else None
+
     def _conformance(self) -> dict[str, Json]:
-        """The attributes that say so (PS3.15 E.1.1, PS3.3 C.7.1.1 and C.12.1)."""
+        """The attributes that say so (PS3.15 E.1.1)."""
         if self.config.keep_identifiers:
             return {"PatientIdentityRemoved": "NO"}
         codes = [ps3_15.PROFILE_CODE, *(ps3_15.OPTION_CODES[option] for option in self._options)]

@@ -9,7 +9,7 @@ import datetime
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -31,6 +31,7 @@ _PIXELS = 0x7FE0
 _HOMES = frozenset({"SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"})
 _SHORTEST_UID = 8  # digits; a shorter one is no real UID, and would be found by chance
 _SHORTEST_WORD = 4
+_SHORTEST_PRODUCT = 5  # letters; shorter ones ("CT1") are as likely a name that the site gave
 _STANDARD_UIDS = "1.2.840.10008."
 _SPELLED = str.maketrans(
     {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "å": "aa", "æ": "ae", "œ": "oe", "đ": "dj", "ł": "l"}
@@ -40,21 +41,31 @@ _COMMON = frozenset(word.lower() for word in BODY_PARTS | KERNELS | PLACES | SCA
 
 
 class Element(NamedTuple):
-    """One element of a header, wherever it is nested.
+    """One element of a header, wherever it is nested. Its value is converted when it is asked for, as most never are.
 
     Attributes:
-        value: None for pixels and for sequences, whose elements follow.
         home: whether it speaks of the series: at the top, or in the first functional groups of a multi-frame object.
-        creator: of a private element at the top.
     """
 
+    dataset: Dataset
     tag: BaseTag
     keyword: str
     vr: str
-    value: Any
     depth: int
     home: bool
-    creator: str
+
+    @property
+    def value(self) -> Any:
+        """As pydicom converts it; None for pixels, and where it cannot be converted."""
+        return None if self.tag.group == _PIXELS else _read(self.dataset, self.tag)[1]
+
+    @property
+    def creator(self) -> str:
+        """Who reserved the block of a private element (PS3.5 7.8.1); empty for others."""
+        owner = BaseTag(self.tag.group << 16 | self.tag.element >> 8)
+        if not self.tag.is_private or self.tag.is_private_creator or owner not in self.dataset:
+            return ""
+        return "".join(values_as_text(_read(self.dataset, owner)[1])[:1])
 
 
 def identifiers(dataset: Dataset) -> frozenset[str]:
@@ -101,41 +112,28 @@ def scrub_uri(uri: str, identifiers: Collection[str]) -> str:
 def walk(dataset: Dataset) -> Iterator[Element]:
     """Every element of a header, those at the top first. Sequences below `MAX_DEPTH` stay shut.
 
-    Pixels are not touched. Elements that pydicom cannot convert have their bytes as a value, and `UN` as VR.
+    Pixels are not touched. An element that pydicom cannot convert is there, without a value.
     """
     meta = getattr(dataset, "file_meta", None)
     pending = deque([(dataset, 0, 0), *([(meta, 1, 9)] if meta else [])])
     while pending:
         current, depth, steps = pending.popleft()  # steps: 0 top, 1 functional groups, 2 one group, 9 elsewhere
-        for tag in sorted(current.keys()):
-            keyword = keyword_for_tag(tag)
-            vr, value = ("OW", None) if tag.group == _PIXELS else _read(current, tag)
-            creator = _creator(current, tag) if tag.is_private and not tag.is_private_creator and depth == 0 else ""
-            nested = value if vr == "SQ" else ()
-            yield Element(tag, keyword, vr, None if vr == "SQ" else value, depth, steps in (0, 2), creator)
-            if depth >= MAX_DEPTH:
+        for tag in sorted(current.keys(), key=int):
+            keyword, vr = keyword_for_tag(tag), _vr(current, tag)
+            yield Element(current, tag, keyword, vr, depth, steps in (0, 2))
+            if vr != "SQ" or depth >= MAX_DEPTH:
                 continue
-            for number, item in enumerate(nested or ()):
-                if number or not (steps == 1 or (steps == 0 and keyword in _HOMES)):
-                    pending.append((item, depth + 1, 9))
-                else:
-                    pending.append((item, depth + 1, steps + 1))
+            for number, item in enumerate(_read(current, tag)[1] or ()):
+                inwards = number == 0 and (steps == 1 or (steps == 0 and keyword in _HOMES))
+                pending.append((item, depth + 1, steps + 1 if inwards else 9))
 
 
 def evidence(elements: Iterable[Element], besides: Collection[str] = ()) -> Iterator[str]:
     """The identifiers in `elements`, those of the keywords `besides` left out."""
     for element in elements:
-        if element.keyword in besides or element.value is None:
-            continue
-        texts = values_as_text(element.value)
-        if element.vr == "PN" or (element.vr in _TEXT and element.tag in _PERSONS):
-            yield from _of_names(texts)
-        elif element.vr == "UI":
-            yield from _of_uids(texts)
-        elif element.vr in ("DA", "DT"):
-            yield from _of_dates(texts)
-        elif element.vr in _TEXT and _names_somebody(element.tag):
-            yield from _of_text(texts)
+        search = _search(element)
+        if search and element.keyword not in besides:
+            yield from search(values_as_text(element.value))
 
 
 def values_as_text(value: Any) -> list[str]:
@@ -162,26 +160,37 @@ def _alphanumeric(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum())
 
 
+def _vr(dataset: Dataset, tag: BaseTag) -> str:
+    """The VR that the file states, else the one that pydicom finds."""
+    if tag.group == _PIXELS:
+        return "OW"
+    try:
+        stated = dataset.get_item(tag).VR
+    except Exception:  # as in `_read`
+        return "UN"
+    return _read(dataset, tag)[0] if stated in (None, "UN") else str(stated)
+
+
 def _read(dataset: Dataset, tag: BaseTag) -> tuple[str, Any]:
     try:
         element = dataset[tag]
-    except Exception:  # a malformed element; nobody else may see its value either
-        raw = dataset.get_item(tag)
-        return "UN", getattr(raw, "value", None)
+    except Exception:  # malformed; what cannot be read cannot be kept
+        return "UN", None
     return str(element.VR), element.value
 
 
-def _creator(dataset: Dataset, tag: BaseTag) -> str:
-    """Who reserved the block of a private element (PS3.5 7.8.1)."""
-    owner = BaseTag(tag.group << 16 | tag.element >> 8)
-    texts = values_as_text(_read(dataset, owner)[1]) if owner in dataset else []
-    return texts[0] if texts else ""
-
-
-def _names_somebody(tag: BaseTag) -> bool:
-    """True for the text of Table E.1-1 that is neither a description nor a trait: those are words, not identifiers."""
-    rule = TABLE.get(tag)
-    return rule is not None and "descriptors" not in rule.options and "patient" not in rule.options
+def _search(element: Element) -> Callable[[Iterable[str]], Iterator[str]] | None:
+    """How an element's values are searched for identifiers, if at all."""
+    if element.vr == "PN" or (element.vr in _TEXT and element.tag in _PERSONS):
+        return _of_names
+    if element.vr == "UI":
+        return _of_uids
+    if element.vr in ("DA", "DT"):
+        return _of_dates
+    rule = TABLE.get(element.tag)
+    if rule is None or element.vr not in _TEXT or "descriptors" in rule.options or "patient" in rule.options:
+        return None  # descriptions and traits are words, not identifiers
+    return _of_devices if "device" in rule.options else _of_text
 
 
 def _of_names(texts: Iterable[str]) -> Iterator[str]:
@@ -189,8 +198,7 @@ def _of_names(texts: Iterable[str]) -> Iterator[str]:
         for group in text.split("="):  # alphabetic, ideographic, phonetic (PS3.5 6.2.1)
             parts = [part for part in re.split(r"[\W_]+", group) if part]
             for name in (*parts, "".join(parts[:2]), "".join(parts[1::-1]), "".join(parts)):
-                long_enough = len(name) >= SHORTEST or (len(name) > 1 and not name.isascii())
-                yield from (form for form in fold(name) if long_enough and form)
+                yield from (form for form in fold(name) if len(form) >= (SHORTEST if form.isascii() else 2))
 
 
 def _of_text(texts: Iterable[str]) -> Iterator[str]:
@@ -201,6 +209,15 @@ def _of_text(texts: Iterable[str]) -> Iterator[str]:
             yield from (form for form in fold(part) if len(form) >= SHORTEST and form not in _COMMON)
         if len(digits) > _SHORTEST_WORD:
             yield digits
+
+
+def _of_devices(texts: Iterable[str]) -> Iterator[str]:
+    """As `_of_text`, but a station that is called by its product's name ("LightSpeed16") is not named by it."""
+    for text in texts:
+        words = [re.fullmatch(r"([A-Z]*)\d{0,3}", word.upper()) for word in re.split(r"[\W_]+", text) if word]
+        products = [word[1] for word in words if word and (not word[1] or word[1] in SCANNERS)]
+        if len(products) < len(words) or not any(len(product) >= _SHORTEST_PRODUCT for product in products):
+            yield from _of_text([text])
 
 
 def _of_uids(texts: Iterable[str]) -> Iterator[str]:
@@ -214,7 +231,7 @@ def _of_dates(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         digits = re.sub(r"[.\-/ ]", "", text)[:8]
         try:
-            date = datetime.datetime.strptime(digits, "%Y%m%d")
+            date = datetime.date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
         except ValueError:
             continue
         day, month, year, name = date.day, date.month, f"{date.year:04d}", MONTHS[date.month - 1]
