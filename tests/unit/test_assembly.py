@@ -525,6 +525,10 @@ def test_rotations_are_no_scans_even_where_a_slice_is_missing_between_them() -> 
     rotations = [row(heights(4, start=10.0 * n), name=f"r{n}", acquisition_number=n) for n in range(5)]
     rotations[2].pop()
     assert refusal(both(*rotations)).reason == Reason.MISSING_SLICES
+    again = [replace(found, sop_uid=f"{found.sop_uid}.9", key=f"{found.key}.9") for found in both(*rotations)]
+    twice = [*both(*rotations), *again]
+    content = {found.key: found.key.removesuffix(".9") for found in twice}
+    assert refusal(twice, content=content).reason == Reason.MISSING_SLICES
 
 
 def test_planes_in_two_orientations_are_two_scans() -> None:
