@@ -87,15 +87,15 @@ def assemble(
 
 # --- what is a slice --------------------------------------------------------------------------------------------------
 
-Kinds = dict[str, tuple[list[int], list[PlaneRef], Refused]]
+_Kinds = dict[str, tuple[list[int], list[PlaneRef], Refused]]
 
 
 def _split_by_kind(
     instances: Sequence[Instance], indices: Sequence[int], rules: Rules
-) -> tuple[Kinds, list[int], list[Slice]]:
+) -> tuple[_Kinds, list[int], list[Slice]]:
     """What is no slice, by the reason's name; CT images that describe no plane; and the slices."""
     class_may_be_missing = "missing_uid" in rules.repairs
-    kinds: Kinds = {}
+    kinds: _Kinds = {}
     others: list[int] = []
     slices: list[Slice] = []
     for n in indices:
@@ -238,12 +238,19 @@ def _split(
 def _one_continues(parts: Sequence[Sequence[Slice]]) -> bool:
     """True where a part goes on where another ends, a step away: then the numbers count rotations, not scans."""
     normal = grid.axes(known(parts[0][0].plane.orientation))[2]
-    heights_mm = sorted(np.sort([float(np.dot(s.position, normal)) for s in part]).tolist() for part in parts)
-    for below, above in pairwise(heights_mm):
+    for below, above in pairwise(sorted(_heights_mm(part, normal) for part in parts)):
+        if above[0] - below[-1] < grid.POSITION_TOLERANCE_MM or len(below) + len(above) < 3:
+            continue
         try:
             grid.regular_step_mm(np.array([*below, *above]))
         except Refused:
             continue
-        if len(below) + len(above) > 2 and above[0] - below[-1] > grid.POSITION_TOLERANCE_MM:
-            return True
+        return True
     return False
+
+
+def _heights_mm(slices: Sequence[Slice], normal: grid.Vector) -> list[float]:
+    """Positions along the normal, growing; of copies at one position, one."""
+    found = np.sort([float(np.dot(s.position, normal)) for s in slices])
+    kept: list[float] = found[np.diff(found, prepend=-np.inf) >= grid.POSITION_TOLERANCE_MM].tolist()
+    return kept

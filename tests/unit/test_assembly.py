@@ -380,6 +380,8 @@ def test_missing_uids_are_taken_as_one_series_on_request() -> None:
     assert stored(bare, rules=rules).notes == (
         "study, series or class UIDs are missing; slices were taken for a series as they lay together",
     )
+    some = [replace(found, study_uid="1.2.3" if n % 2 else "") for n, found in enumerate(bare)]
+    assert len(stored(some, rules=rules).planes) == 4
     anonymous = [replace(found, sop_uid="") for found in bare]
     assert refusal(anonymous, rules=rules).reason == Reason.MISSING_UID
     assert "4 of 4 files have no instance UID" in refusal(anonymous, rules=rules).evidence
@@ -491,6 +493,7 @@ def test_phases_are_refused_where_a_slice_does_not_say_its_phase() -> None:
     instances = phases(acquisition_number=(1, 2))
     instances[7] = changed(instances[7], acquisition_number=None)
     assert refusal(instances).reason == Reason.DUPLICATE_POSITION
+    assert refusal(phases(acquisition_number=(1, None))).reason == Reason.DUPLICATE_POSITION
 
 
 def test_phases_are_compared_once_not_slice_by_slice() -> None:
@@ -525,6 +528,10 @@ def test_rotations_are_no_scans_even_where_a_slice_is_missing_between_them() -> 
     rotations = [row(heights(4, start=10.0 * n), name=f"r{n}", acquisition_number=n) for n in range(5)]
     rotations[2].pop()
     assert refusal(both(*rotations)).reason == Reason.MISSING_SLICES
+    again = [replace(found, sop_uid=f"{found.sop_uid}.9", key=f"{found.key}.9") for found in both(*rotations)]
+    twice = [*both(*rotations), *again]
+    content = {found.key: found.key.removesuffix(".9") for found in twice}
+    assert refusal(twice, content=content).reason == Reason.MISSING_SLICES
 
 
 def test_planes_in_two_orientations_are_two_scans() -> None:
@@ -551,6 +558,11 @@ def test_groups_are_refused_together_where_one_is_no_scan() -> None:
     found = refusal(both(row(heights(5)), broken))
     assert found.reason == Reason.MIXED_ORIENTATION
     assert "missing_slices" in found.evidence
+
+
+def test_groups_are_regular_by_themselves_or_refused_whatever_may_be_repaired() -> None:
+    uneven = row([0, 2.5, 5, 8.2], name="b", along=(1, 0, 0), orientation=SAGITTAL)
+    assert refusal(both(row(heights(5)), uneven), rules=Rules(repairs=REPAIRS)).reason == Reason.MIXED_ORIENTATION
 
 
 def test_phases_within_an_orientation_are_named_after_both() -> None:
