@@ -344,8 +344,8 @@ def schema(
     return Answer(document=document, view=views.json_text(document))
 
 
-app.registered_commands += archive_commands.app.registered_commands
-app.registered_commands += catalog_commands.app.registered_commands
+app.add_typer(archive_commands.app)
+app.add_typer(catalog_commands.app)
 
 
 if __name__ == "__main__":

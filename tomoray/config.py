@@ -246,7 +246,7 @@ class PlanTrainingConfig(Config):
         source: an archive, or a fingerprint that `tomoray fingerprint --json` printed or `--save` wrote.
         memory_gb: what one worker may use for a training step: of its GPU, or of the machine.
         labels: what to segment; None takes every label that all scans have.
-        write: the file for the TrainConfig, as YAML.
+        write: a file on this machine for the TrainConfig, as YAML.
     """
 
     source: Url
@@ -259,6 +259,7 @@ class QcConfig(Config):
     """`jobs.qc`: archive -> one HTML report.
 
     Attributes:
+        out: the report, a file on this machine.
         montage: scans to picture; of larger archives that many, drawn with `seed`.
     """
 

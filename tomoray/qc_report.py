@@ -122,10 +122,10 @@ def _plots(report: QcReport) -> str:
     stored = [row for row in report.rows if row["status"] == "stored"]
     plots = []
 
-    def plot(title: str, values: Sequence[float | None], unit: str) -> None:
+    def plot(title: str, values: Sequence[float | None], unit: str, absent: str = "unknown") -> None:
         known = [float(value) for value in values if value is not None]
         if known:
-            missing = f"{len(values) - len(known)} of {len(values)} unknown" if len(known) < len(values) else ""
+            missing = f"{len(values) - len(known)} of {len(values)} {absent}" if len(known) < len(values) else ""
             plots.append(charts.histogram(title, charts.bin_values(known), unit, note=missing))
 
     if report.fingerprint:
@@ -143,7 +143,7 @@ def _plots(report: QcReport) -> str:
         ]
         plot("Body's share of the scan", [100 * scan.body_share for scan in scans], "%")
         for label in report.fingerprint.label_scans:
-            plot(f"Volume of {label}", [scan.volume_ml.get(label) for scan in scans], "ml")
+            plot(f"Volume of {label}", [scan.volume_ml.get(label) for scan in scans], "ml", absent="without")
     for title, name_of in (("Sex", sex), ("Vendor", vendor)):
         counts = dict(Counter(name_of(row) for row in stored).most_common())
         plots.append(f'<figure class="plot"><figcaption><b>{title}</b></figcaption>{charts.bars(counts)}</figure>')
