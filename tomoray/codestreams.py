@@ -167,7 +167,7 @@ def _starts_of_codestreams(data: bytes, fragments: list[tuple[int, int]]) -> lis
     for number, (start, end) in enumerate(fragments):
         if ended and data.startswith(_FRAME_STARTS, start):
             starts.append(number)
-        ended = _is_ended(data[start:end])
+        ended = _is_ended(data[max(start, end - 4096) : end])
     return starts if starts[:1] == [0] and ended else []
 
 
