@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 from dataclasses import replace
 
@@ -258,6 +259,14 @@ def test_other_number_of_frames_than_the_header_says_is_refused(header, count):
     assert refusal_of(native).reason == Reason.UNDECODABLE_PIXELS
 
 
+def test_several_codestreams_in_one_frame_are_refused(header):
+    values = random_values(with_bits(header, 16, 12, signed=False), 12)
+    frame = encode_frame(JPEGLSLossless, values, 12)
+    refusal = refusal_of(as_file(header, encapsulate([frame] * 2), JPEGLSLossless))
+    assert refusal.reason == Reason.UNDECODABLE_PIXELS
+    assert "several codestreams" in refusal.evidence
+
+
 def test_codestream_in_a_jp2_file(header):
     values = random_values(with_bits(header, 16, 12, signed=False), 12)
     jp2 = bytes(encode_array(values, bits_stored=12, photometric_interpretation=2, codec_format=1))
@@ -415,6 +424,27 @@ def test_nonsense_in_fragments_is_refused(header, syntax):
     assert refusal_of(as_file(header, fragments(), syntax)).reason == Reason.UNDECODABLE_PIXELS
 
 
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=lambda syntax: syntax.name)
+def test_damaged_pixels_are_decoded_or_refused(header, syntax):
+    values = random_values(with_bits(header, 16, 12, signed=True), 12)
+    data = as_file(header, encapsulate([encode_frame(syntax, values, 12)]), syntax)
+    instance = instance_of(data)
+    rng = random.Random(2)
+    out = np.empty((ROWS, COLUMNS), np.int16)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(rng.choice((1, 3))):
+            damaged[
+                instance.pixels.offset + min(int(rng.expovariate(1 / 60)), len(data) - 1 - instance.pixels.offset)
+            ] = rng.randrange(256)
+        try:
+            decode_hu(bytes(damaged), instance, 0, out)
+        except Refused:
+            refused += 1
+    assert refused > 100
+
+
 # --- signs and unused bits ----------------------------------------------------------------------------------------
 
 
@@ -459,6 +489,14 @@ def test_codestream_with_fewer_bits_than_stored_is_read_where_its_sign_is_sure(h
     refusal = refusal_of(data)
     assert refusal.reason == Reason.UNSUPPORTED_PIXELS
     assert "sign" in refusal.evidence
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_codestream_with_fewer_bits_and_a_sign_is_read(header, signed):
+    with_bits(header, 16, 16, signed=signed)
+    values = random_values(np.dtype("<i2"), 12)
+    data = as_file(header, encapsulate([encode_frame(JPEG2000Lossless, values, 12)]), JPEG2000Lossless)
+    assert np.array_equal(decode(data), values if signed else values & 0x0FFF)
 
 
 def test_codestream_with_more_bits_than_allocated_is_refused(header):
