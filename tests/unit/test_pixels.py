@@ -6,6 +6,7 @@ import io
 import random
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import jpeg_ls
 import numpy as np
@@ -32,7 +33,7 @@ from pydicom.uid import (
 )
 
 from tomoray.codestreams import encoded_frame, read_size
-from tomoray.dicom import Instance, read_instance
+from tomoray.dicom import Instance, quiet_pydicom, read_instance
 from tomoray.errors import Reason, Refused
 from tomoray.pixels import decode_hu
 
@@ -205,6 +206,31 @@ def test_real_syntaxes_equal_another_reader(real_ct):
             found = decode(data, frame)
             assert np.abs(found - wanted[frame]).max() <= (1.0 + plane.slope if instance.lossy else 0), path.name
             assert np.array_equal(found, np.rint(stored[frame] * plane.slope + plane.intercept)), path.name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "693_J2KI.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "JPEG2000.dcm",
+        "JPEGLSNearLossless_08.dcm",
+        "JPGExtended.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_expb.dcm",
+        "image_dfl.dcm",
+    ],
+)
+def test_files_of_pydicom_equal_its_own_reading(name):
+    path = Path(pydicom.__file__).parent / "data" / "test_files" / name
+    data = path.read_bytes()
+    instance = instance_of(data)
+    rescale = replace(instance.planes[0], slope=1.0, intercept=0.0)
+    pixels = replace(instance.pixels, padding=None)
+    out = np.empty((instance.rows, instance.columns), np.int16)
+    decode_hu(data, replace(instance, planes=(rescale,), pixels=pixels), 0, out)
+    with quiet_pydicom():
+        assert np.array_equal(out, pydicom.dcmread(path).pixel_array)
 
 
 # --- where frames lie ---------------------------------------------------------------------------------------------
