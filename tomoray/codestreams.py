@@ -73,8 +73,12 @@ def encoded_frame(data: bytes, offset: int, frame: int, n_frames: int) -> bytes:
         Refused: UNDECODABLE_PIXELS where the fragments are cut off, or do not make up `n_frames` frames.
     """
     table, *fragments = _items(data, offset)
-    if n_frames == 1 or len(fragments) == n_frames:
-        mine = fragments if n_frames == 1 else fragments[frame : frame + 1]
+    if n_frames == 1:
+        mine = fragments
+        if len(fragments) > 1 and len(_starts_of_codestreams(data, fragments)) > 1:
+            raise Refused(Reason.UNDECODABLE_PIXELS, "several codestreams in what the header calls one frame")
+    elif len(fragments) == n_frames:
+        mine = fragments[frame : frame + 1]
     else:
         starts = _starts_in_table(data, table, fragments) or _starts_of_codestreams(data, fragments)
         if len(starts) != n_frames:
@@ -167,7 +171,7 @@ def _starts_of_codestreams(data: bytes, fragments: list[tuple[int, int]]) -> lis
     for number, (start, end) in enumerate(fragments):
         if ended and data.startswith(_FRAME_STARTS, start):
             starts.append(number)
-        ended = _is_ended(data[start:end])
+        ended = _is_ended(data[max(start, end - 4096) : end])
     return starts if starts[:1] == [0] and ended else []
 
 

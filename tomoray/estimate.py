@@ -84,16 +84,15 @@ def estimate(sizes: Iterable[Size], prices: Prices, *, node: str, n_nodes: int) 
         raise Usage(f"no prices for node {node!r}; the table of {prices.date} has: {', '.join(prices.nodes)}")
     kind = prices.nodes[node]
     found = np.array([(s.n_instances, s.size_bytes, s.voxel_bytes) for s in sizes], dtype=np.int64).reshape(-1, 3)
-    instances, source_bytes, voxel_bytes = found.sum(axis=0).tolist()
+    instances, source_bytes, voxel_bytes = (int(total) for total in found.sum(axis=0))
     compressed = found[:, 2] > 1.3 * found[:, 1]
     native_mb = float(found[~compressed, 2].sum()) / 1e6
     compressed_mb = float(found[compressed, 2].sum()) / 1e6
     cpu_hours = (native_mb / NATIVE_MB_PER_S + compressed_mb / COMPRESSED_MB_PER_S) / 3600
-    memory = np.array([task_bytes(int(v)) for v in found[:, 2]]) / 1e9 if len(found) else np.zeros(1)
+    memory = np.array([task_bytes(voxels) for voxels in found[:, 2].tolist() or [0]]) / 1e9
     if memory.max() > kind.memory_gb:
-        raise Usage(
-            f"the largest series wants {memory.max():.1f} GB; {node} has {kind.memory_gb:g}: name a larger --node"
-        )
+        wants = f"the largest series wants {memory.max():.1f} GB"
+        raise Usage(f"{wants}, and {node} has {kind.memory_gb:g}: name a larger --node")
     tasks = max(1, min(kind.vcpus, int(kind.memory_gb * 0.7 / np.quantile(memory, 0.9))))
     node_hours = cpu_hours / tasks
     archive_gb = voxel_bytes / 1e9 / ARCHIVE_RATIO

@@ -382,7 +382,9 @@ def _info(
             study=pseudonyms.uid("study", first.study_uid),
             series=pseudonyms.uid("series", first.series_uid),
             frame_of_reference=pseudonyms.uid("frame", first.frame_of_reference_uid or first.series_uid),
-            instances=tuple(pseudonyms.uid("instance", decoded.instances[r.instance].sop_uid) for r in stack.planes),
+            instances=tuple(
+                pseudonyms.uid("instance", decoded.instances[ref.instance].sop_uid) for ref in stack.nearest_planes()
+            ),
         ),
         manufacturer=header.manufacturer,
         model=header.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ Stored = npt.NDArray[np.integer[Any]]
 
 _DEFLATE_RATIO = 1032  # deflate cannot do better
 _FRAGMENT_BYTES = 8  # nor can a fragment be shorter
+_PHOTOMETRIC_LETTERS = frozenset(string.ascii_uppercase + string.digits + "_ ")
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # its tag
 
 
@@ -101,9 +103,10 @@ def _format(instance: Instance) -> _Format:
     """The format of a CT slice; raises `Refused` for any other."""
     pixels = instance.pixels
     if pixels.photometric != "MONOCHROME2" or pixels.samples != 1:
-        found = pixels.photometric if pixels.photometric.replace("_", "").isalnum() else "none"
+        found = pixels.photometric if set(pixels.photometric) <= _PHOTOMETRIC_LETTERS else "another"
         raise Refused(
-            Reason.UNSUPPORTED_PIXELS, f"found {found[:16]}, {pixels.samples} samples; wanted MONOCHROME2, 1 sample"
+            Reason.UNSUPPORTED_PIXELS,
+            f"found {found[:16] or 'none'}, {pixels.samples} samples; wanted MONOCHROME2, 1 sample",
         )
     allocated, stored = pixels.bits_allocated, pixels.bits_stored
     if allocated not in (8, 16) or not stored or stored > allocated or pixels.high_bit != stored - 1:

@@ -297,6 +297,14 @@ def test_deep_nesting_ends(header, explicit):
         read(data)
 
 
+def test_deflated_file_that_is_cut_off_is_not_dicom(header):
+    data = as_file(header, DeflatedExplicitVRLittleEndian)
+    for length in range(400, len(data), 101):
+        assert read_instance(data[:length], root="", key="", size_bytes=len(data)) is None
+        with pytest.raises(NotDicomError, match="cannot be parsed"):
+            read(data[:length])
+
+
 def test_deflated_bomb_is_not_inflated(header, monkeypatch):
     header.PixelData = bytes(10**6)
     data = as_file(header, DeflatedExplicitVRLittleEndian)
@@ -330,7 +338,7 @@ def test_sequences_are_skipped(header, syntax, undefined):
 ODD: dict[str, Callable[[bytes], bytes]] = {
     "tags out of order": lambda d: insert(d, element(0x40, 0x254, b"LO", b"late")),
     "a tag twice": lambda d: insert(d, element(0x10, 0x20, b"LO", b"first ")),
-    "another VR": lambda d: d.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00UT\0\0\x0c\0\0\0SECRET-ID-17")[:-12],
+    "another VR": lambda d: d.replace(b"LO\x0c\x00SECRET-ID-17", b"UT\0\0\x0c\0\0\0SECRET-ID-17"),
     "an unknown VR": lambda d: insert(d, element(0x9, 0x10, b"ZZ", b"1234")),
     "UN of undefined length": lambda d: insert(
         d, element(0x9, 0x1010, b"UN", struct.pack("<HHL", 0xFFFE, 0xE0DD, 0), 0xFFFFFFFF)
@@ -355,6 +363,18 @@ def test_walk_declines_what_is_odd_and_pydicom_reads_it(header, oddity):
     assert read(data) is not None
 
 
+def test_walk_and_pydicom_agree_on_the_files_of_pydicom():
+    """Character sets, odd VRs, nested sequences, broken lengths: written to trip a parser."""
+    compared = 0
+    for path in sorted((Path(pydicom.__file__).parent / "data").rglob("*")):
+        data = path.read_bytes() if path.is_file() else b""
+        if data[128:132] == b"DICM":
+            found = walked(data)
+            assert found in ("declined", parsed(data)), path.name
+            compared += found != "declined"
+    assert compared > 100
+
+
 def test_walk_and_pydicom_agree_on_real_headers(real_ct, tmp_path):
     counts = {"same": 0, "declined": 0}
     for name, data in real_files(real_ct, tmp_path):
@@ -362,7 +382,7 @@ def test_walk_and_pydicom_agree_on_real_headers(real_ct, tmp_path):
             found, wanted = walked(head, whole=len(head) == len(data)), parsed(head, whole=len(head) == len(data))
             assert found in ("declined", wanted), name
             counts["declined" if found == "declined" else "same"] += 1
-    assert counts["same"] > 50 * counts["declined"]
+    assert counts["same"] > 10 * counts["declined"]
 
 
 def test_values_are_those_that_pydicom_gives(real_ct, tmp_path):
@@ -391,7 +411,7 @@ def test_walk_and_pydicom_agree_on_mutations(header, enhanced, real_ct_or_none):
         seeds += [path.read_bytes()[:9000] for path in sorted((real_ct_or_none / folder).rglob("*.dcm"))[:4]]
     rng = random.Random(1)
     compared = 0
-    for _ in range(4000):
+    for _ in range(3000):
         data, whole = mutated(rng.choice(seeds), rng), rng.random() < 0.5
         found = walked(data, whole=whole)
         if found != "declined":
