@@ -35,6 +35,8 @@ ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2
 SECONDARY_CAPTURE_PREFIX = "1.2.840.10008.5.1.4.1.1.7"
 SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 STRUCTURE_SET_STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
+CT_STORAGE = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
+DRAWING_STORAGE = (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE)
 MEDIA_DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
 
 HEAD_BYTES = 65_536  # enough for the header of nearly every classic CT instance
@@ -224,7 +226,7 @@ def _planes(found: Elements, sop_class: str, n_frames: int) -> tuple[Plane, ...]
         if len(found.frames) != n_frames:
             return ()
         return tuple(_plane(values, frame, frame + 1) for frame, values in enumerate(found.frames))
-    if n_frames != 1 or sop_class in (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE):
+    if n_frames != 1 or sop_class in DRAWING_STORAGE:
         return ()
     return (_plane(found.values, 0, _integer(found.values.get(tags.INSTANCE_NUMBER))),)
 

@@ -17,12 +17,10 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from tomoray.dicom import (
-    CT_IMAGE_STORAGE,
-    ENHANCED_CT_STORAGE,
+    CT_STORAGE,
+    DRAWING_STORAGE,
     HEAD_BYTES,
     MEDIA_DIRECTORY_STORAGE,
-    SEGMENTATION_STORAGE,
-    STRUCTURE_SET_STORAGE,
     Instance,
     NotDicomError,
     looks_like_dicom,
@@ -33,9 +31,6 @@ from tomoray.pseudonyms import Pseudonyms
 from tomoray.series import BadFile, DicomFile, DicomSeries, Identity, Item
 from tomoray.sources import SourceFile, read_file, read_head
 from tomoray.sources.packed import is_packed, list_packed, packed_root
-
-CT_STORAGE = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
-DRAWING_STORAGE = (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE)
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 

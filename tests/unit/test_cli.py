@@ -20,7 +20,12 @@ from tomoray.config import Config
 from tomoray.errors import Fatal, Reason, Refused, Transient, Usage
 
 COMMANDS = typer.main.get_command(cli.app).commands
-REFUSAL = {"series_id": "c0ffee", "reason": "missing_slices", "evidence": "3 slices are missing; wanted none"}
+REFUSAL = {
+    "series_id": "c0ffee",
+    "part": "",
+    "reason": "missing_slices",
+    "evidence": "3 slices are missing; wanted none",
+}
 PREPROCESSED = {
     "stored": 2, "refused": 1, "skipped": 0, "refused_before": 0, "reasons": {"missing_slices": 1},
     "refusals": [REFUSAL], "failed": [],

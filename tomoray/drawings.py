@@ -1,0 +1,77 @@
+"""What was drawn on a series, as segmentations or contours, onto the grid of a scan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from pydicom import Dataset
+
+from tomoray.dicom import STRUCTURE_SET_STORAGE, NotDicomError, read_dataset
+from tomoray.dicom_seg import read_segmentation
+from tomoray.errors import Reason, Refused
+from tomoray.geometry import Geometry
+from tomoray.identifiers import is_clean
+from tomoray.rtstruct import read_rtstruct
+from tomoray.series import DicomFile
+from tomoray.volume import Mask
+
+
+@dataclass(slots=True)
+class Drawing:
+    """A segmentation or structure set, and whether it fits any scan it was tried on.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        refusal: why it does not fit the scan it was tried on last.
+    """
+
+    file: DicomFile
+    digest: str
+    dataset: Dataset | None
+    refusal: Refused | None = None
+    fits: bool = False
+
+
+def read_drawings(files: Iterable[DicomFile], read: Callable[[str, str], bytes]) -> list[Drawing]:
+    """Read the files; one that cannot be read fits nothing."""
+    drawings = []
+    for file in files:
+        data = read(file.root, file.key)
+        drawing = Drawing(file, hashlib.sha256(data).hexdigest(), None)
+        try:
+            drawing.dataset = read_dataset(data)
+        except NotDicomError as error:
+            drawing.refusal = Refused(Reason.UNREADABLE, f"an instance cannot be read: {error}")
+        drawings.append(drawing)
+    return drawings
+
+
+def draw(
+    drawings: Iterable[Drawing], geometry: Geometry, identifiers: Collection[str] = ()
+) -> tuple[dict[str, Mask], list[str]]:
+    """The masks of all drawings that lie on this grid, by label, and the digests of those drawings.
+
+    A label whose name holds one of `identifiers` is refused: names are stored.
+    """
+    labels: dict[str, Mask] = {}
+    digests: list[str] = []
+    for drawing in drawings:
+        if drawing.dataset is None:
+            continue
+        contours = drawing.dataset.get("SOPClassUID") == STRUCTURE_SET_STORAGE
+        try:
+            masks = (read_rtstruct if contours else read_segmentation)(drawing.dataset, geometry)
+            if not all(is_clean(name, identifiers) for name in masks):
+                raise Refused(Reason.LABEL_UNSUPPORTED, "a label's name holds an identifier; wanted a name of no one")
+            twice = sorted(masks.keys() & labels.keys())
+            if twice:
+                raise Refused(Reason.LABEL_UNSUPPORTED, f"label {twice[0]} is given by two segmentations of one series")
+        except Refused as refusal:
+            drawing.refusal = refusal
+        else:
+            labels.update(masks)
+            drawing.fits = True
+            digests.append(drawing.digest)
+    return labels, digests
