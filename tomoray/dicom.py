@@ -92,7 +92,7 @@ class PixelFormat:
     bits_allocated: int | None
     bits_stored: int | None
     high_bit: int | None
-    signed: bool
+    signed: bool | None
     padding: int | None
     padding_limit: int | None
     offset: int | None
@@ -201,7 +201,7 @@ def instance_of(found: Elements, *, root: str, key: str, size_bytes: int) -> Ins
             bits_allocated=_short(get(tags.BITS_ALLOCATED)),
             bits_stored=_short(get(tags.BITS_STORED)),
             high_bit=_short(get(tags.HIGH_BIT)),
-            signed=_short(get(tags.PIXEL_REPRESENTATION)) == 1,
+            signed=_flag(get(tags.PIXEL_REPRESENTATION)),
             padding=_short(get(tags.PADDING)),
             padding_limit=_short(get(tags.PADDING_LIMIT)),
             offset=found.pixels_offset,
@@ -283,6 +283,11 @@ def _integer(value: bytes | None) -> int | None:
 def _short(value: bytes | None) -> int | None:
     """An unsigned 16-bit number."""
     return int.from_bytes(value, "little") if value and len(value) == 2 else None
+
+
+def _flag(value: bytes | None) -> bool | None:
+    number = _short(value)
+    return bool(number) if number in (0, 1) else None
 
 
 def _n_frames(value: bytes | None) -> int:

@@ -56,7 +56,7 @@ def decode_hu(data: bytes, instance: Instance, frame: int, out: npt.NDArray[np.i
     if out.shape != form.shape:
         raise ValueError(f"out has shape {out.shape}; wanted {form.shape}")
     stored = _without_high_bits(_stored_values(data, instance, form, frame), form)
-    padding = _padding(stored, instance.pixels, slope, intercept)
+    padding = _padding(stored, instance.pixels, slope, intercept, signed=form.signed)
     _write_hu(stored, padding, slope, intercept, out)
     return 0 if padding is None else int(np.count_nonzero(padding))
 
@@ -115,6 +115,8 @@ def _format(instance: Instance) -> _Format:
             f"bits allocated {allocated}, stored {stored}, high bit {pixels.high_bit}; wanted 8 or 16 allocated with "
             "the high bit at stored - 1",
         )
+    if pixels.signed is None:
+        raise Refused(Reason.UNSUPPORTED_PIXELS, "pixel representation is missing; wanted 0 or 1")
     if not instance.rows or not instance.columns:
         raise Refused(Reason.NOT_AN_IMAGE, "no rows and columns")
     if instance.rows * instance.columns > MAX_FRAME_PIXELS:
@@ -286,12 +288,14 @@ def _without_high_bits(stored: Stored, form: _Format) -> Stored:
     return cast("Stored", np.right_shift(np.left_shift(stored, unused), unused))
 
 
-def _padding(stored: Stored, pixels: PixelFormat, slope: float, intercept: float) -> npt.NDArray[np.bool_] | None:
+def _padding(
+    stored: Stored, pixels: PixelFormat, slope: float, intercept: float, *, signed: bool
+) -> npt.NDArray[np.bool_] | None:
     """Which voxels are padding below -1024 HU, or None where there are none."""
-    value = _same_sign(pixels.padding, signed=pixels.signed)
+    value = _same_sign(pixels.padding, signed=signed)
     if value is None:
         return None
-    limit = _same_sign(pixels.padding_limit, signed=pixels.signed)
+    limit = _same_sign(pixels.padding_limit, signed=signed)
     low, high = sorted((value, value if limit is None else limit))
     if max(low * slope, high * slope) + intercept >= AIR_HU:
         return None

@@ -424,6 +424,8 @@ def test_wrong_use_is_an_error_of_the_caller(header):
         ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, Reason.UNSUPPORTED_PIXELS),
         ({"HighBit": 15}, Reason.UNSUPPORTED_PIXELS),
         ({"BitsStored": 0}, Reason.UNSUPPORTED_PIXELS),
+        ({"PixelRepresentation": None}, Reason.UNSUPPORTED_PIXELS),
+        ({"PixelRepresentation": 2}, Reason.UNSUPPORTED_PIXELS),
         ({"Rows": 0}, Reason.NOT_AN_IMAGE),
         ({"RescaleSlope": ""}, Reason.MISSING_RESCALE),
     ],
