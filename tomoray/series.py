@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 from pydicom import Dataset
 
-from tomoray import nifti
+from tomoray import nifti, nrrd
 from tomoray.dicom import STRUCTURE_SET_STORAGE, Instance, NotDicomError, read_dataset
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
@@ -61,7 +62,7 @@ class DicomSeries:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NiftiCase:
-    """One NIfTI image and its masks; names are keys in `root`."""
+    """One NIfTI or NRRD image and its masks; names are keys in `root`."""
 
     root: str
     case: str
@@ -148,10 +149,10 @@ def load_dicom(series: DicomSeries, read: Read, pseudonyms: Pseudonyms, *, min_s
 
 
 def load_nifti(case: NiftiCase, read: Read, pseudonyms: Pseudonyms, *, min_slices: int) -> LoadedSeries:
-    """Read one NIfTI image and the masks that lie on its grid. Raises `Refused` where the image is not understood."""
+    """Read one NIfTI or NRRD image and the masks on its grid. Raises `Refused` where the image is not understood."""
     data = read(case.root, case.image)
     digests = [hashlib.sha256(data).hexdigest()]
-    image, geometry = nifti.read_image(data)
+    image, geometry = _volume_format(case.image).read_image(data)
     if min(geometry.shape_zyx) < min_slices:
         raise Refused(Reason.TOO_FEW_SLICES, f"shape {geometry.shape_zyx}; wanted {min_slices} or more along each axis")
     labels: dict[str, Mask] = {}
@@ -161,7 +162,7 @@ def load_nifti(case: NiftiCase, read: Read, pseudonyms: Pseudonyms, *, min_slice
         try:
             if not LABEL_NAME.fullmatch(name):
                 raise Refused(Reason.LABEL_UNSUPPORTED, "the label's name holds other than letters, digits, . _ and -")
-            labels[name] = nifti.read_mask(data, geometry)
+            labels[name] = _volume_format(key).read_mask(data, geometry)
         except Refused as refusal:
             alone = NiftiCase(root=case.root, case=f"{case.case} {name}", image=key, size_bytes=size_bytes, labels=())
             refused_labels.append((alone, refusal))
@@ -185,6 +186,11 @@ def load_nifti(case: NiftiCase, read: Read, pseudonyms: Pseudonyms, *, min_slice
     )
     volume = Volume(image_zyx=image, geometry=geometry, info=info, labels=labels)
     return LoadedSeries(volume=volume, refused_labels=tuple(refused_labels))
+
+
+def _volume_format(key: str) -> ModuleType:
+    """The module that reads a volume file of this name."""
+    return nrrd if key.lower().endswith(".nrrd") else nifti
 
 
 def _drop_copies(instances: Sequence[Instance], read: Read) -> list[Instance]:

@@ -8,6 +8,7 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -196,7 +197,7 @@ def test_nothing_at_all_on_amazon_is_one_clear_line(no_keys, monkeypatch):
 class _TokenService(BaseHTTPRequestHandler):
     """Answers AssumeRoleWithWebIdentity as STS does."""
 
-    asked: list[bytes] = []
+    asked: ClassVar[list[bytes]] = []
     keys = ("", "")
 
     def do_POST(self) -> None:
