@@ -18,7 +18,7 @@ import tensorstore
 from tomoray import credentials
 from tomoray.errors import Fatal, Refused, Usage
 from tomoray.pseudonyms import public_root
-from tomoray.sources import list_series, list_source, packed, read_file, read_head, read_headers
+from tomoray.sources import list_series, list_source, listing, packed, read_file, read_head, read_headers
 from tomoray.storage import open_store
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -76,6 +76,39 @@ def test_prefix_is_listed_by_key_over_many_requests_and_not_before_it_is_asked_f
 
     assert next(files).key == "00000"
     assert [file.key for file in files] == [f"{n:05}" for n in range(1, 2100)]
+
+
+def test_long_listing_in_pieces_is_the_same_as_in_one(s3, monkeypatch):
+    monkeypatch.setattr(listing, "_FOLDERS_A_PIECE", 4)
+    monkeypatch.setattr(listing, "_PAGES_AHEAD", 1)
+    url = s3.bucket()
+    store = open_store(url).child("ct")
+    keys = [f"{folder:03}/{n:03}" for folder in range(60) for n in range(50)]
+    keys += ["030", "030-1/a", "030.x", "04", "059/deep/er/a", "zz", "ß/ü"]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: store.write(key, b"1"), keys))
+
+    found = [file.key for file in list_source(f"{url}/ct")]
+
+    assert found == sorted(keys)
+    some = list_source(f"{url}/ct")
+    assert [next(some).key for _ in range(1500)] == sorted(keys)[:1500]
+    some.close()
+
+
+def test_trouble_in_a_later_piece_is_raised_where_it_is_read(s3, monkeypatch):
+    store = open_store(s3.bucket())
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: store.write(f"{n // 40:03}/{n}", b"1"), range(1600)))
+    monkeypatch.setattr(listing, "_FOLDERS_A_PIECE", 2)
+    files = listing.walk_store(store)
+    next(files)
+    for found in s3.client().list_objects_v2(Bucket=store.url.removeprefix("s3://"))["Contents"]:
+        store.delete([found["Key"]])
+    store.delete([info.key for info in store.list()])
+    s3.client().delete_bucket(Bucket=store.url.removeprefix("s3://"))
+    with pytest.raises(Fatal, match="there is no bucket"):
+        list(files)
 
 
 def test_heads_and_empty_and_absent_objects_are_read_in_many_threads(s3):
@@ -254,10 +287,10 @@ def test_series_of_an_index_come_unsigned_from_its_bucket(s3, tmp_path):
     pq.write_table(pa.table(rows), tmp_path / "index.parquet")
     source = f"idc://{tmp_path}/index.parquet?where=instanceCount > 1"
 
-    [listing] = list_series(source)
+    [found] = list_series(source)
     files = list(list_source(source))
 
-    assert listing.root == url.replace("s3://", "s3://anonymous@") + "/uuid-1"
-    assert (listing.series_uid, listing.n_instances, listing.version) == ("1.2", 2, "uuid-1")
+    assert found.root == url.replace("s3://", "s3://anonymous@") + "/uuid-1"
+    assert (found.series_uid, found.n_instances, found.version) == ("1.2", 2, "uuid-1")
     assert [file.key for file in files] == ["a.dcm", "b.dcm"]
     assert read_file(files[0].root, files[0].key) == b"a.dcm"
