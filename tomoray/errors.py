@@ -36,6 +36,7 @@ class Reason(StrEnum):
     SHEARED_STACK = "sheared_stack"
     UNSUPPORTED_PIXELS = "unsupported_pixels"
     UNDECODABLE_PIXELS = "undecodable_pixels"
+    TOO_LARGE = "too_large"
     HU_OUT_OF_RANGE = "hu_out_of_range"
     UNREADABLE = "unreadable"
     SEVERAL_SCANS = "several_scans"
