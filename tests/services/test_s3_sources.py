@@ -189,6 +189,17 @@ def test_profile_of_the_config_files_is_used_and_a_pickle_holds_its_name_only(s3
     assert values.read("a").result().value == b"mine"
 
 
+def test_profile_wins_over_keys_in_the_environment(s3, no_keys, tmp_path, monkeypatch):
+    profile(tmp_path / "credentials", "ct-reader", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "wrong")
+    store = open_store(s3.bucket().replace("s3://", "s3://ct-reader@"))
+    store.write("a", b"mine")
+    assert store.read("a") == b"mine"
+    assert tensorstore.KvStore.open(store.tensorstore_kvstore()).result().read("a").result().value == b"mine"
+
+
 def test_default_profile_and_environment_profile_are_found(s3, no_keys, tmp_path, monkeypatch):
     url = s3.bucket()
     s3.client().put_object(Bucket=url.removeprefix("s3://"), Key="a", Body=b"mine")

@@ -9,6 +9,7 @@ from functools import cache
 from tomoray.config import NiftiPattern
 from tomoray.dicom import (
     CT_IMAGE_STORAGE,
+    ENHANCED_CT_STORAGE,
     HEAD_BYTES,
     MEDIA_DIRECTORY_STORAGE,
     SEGMENTATION_STORAGE,
@@ -86,9 +87,8 @@ def group_dicom(instances: Iterable[Instance]) -> list[DicomSeries]:
         else:
             folder = "" if instance.series_uid else f"{instance.root} {instance.key.rpartition('/')[0]}"
             images.setdefault((instance.series_uid, folder), []).append(instance)
-    ct_series = {
-        instance.series_uid for found in images.values() for instance in found if instance.sop_class == CT_IMAGE_STORAGE
-    }
+    ct = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
+    ct_series = {instance.series_uid for found in images.values() for instance in found if instance.sop_class in ct}
     drawn: dict[str, list[Instance]] = {}
     loose: list[DicomSeries] = []
     for segmentation in segmentations:
