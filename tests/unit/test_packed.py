@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -196,6 +197,17 @@ def test_unpacked_tar_is_private_shared_and_removed_with_its_last_reader(tmp_pat
 
     packed._close()
     assert list(plain.parent.glob("*.tar")) == []
+
+
+def test_what_killed_processes_left_is_removed(tmp_path, temporary_folder):
+    read_file(str(pack(tmp_path / "a.tar.gz", FILES)), "a/b/2")
+    [plain] = temporary_folder.glob("*/*.tar")
+    for name, age_s in (("old.part", 10**6), ("new.part", 0), ("old.lock", 10**6), ("left.tar", 0)):
+        path = plain.parent / name
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age_s,) * 2)
+    unpacked.sweep()
+    assert {path.name for path in plain.parent.iterdir()} == {plain.name, f"{plain.stem}.lock", "new.part"}
 
 
 def test_changed_archive_is_read_anew(tmp_path):
