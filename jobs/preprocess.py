@@ -70,7 +70,6 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
             deidentifier=Deidentifier(pseudonyms, config.deidentify),
             rules=Rules(min_slices=config.min_slices, repairs=frozenset(config.repair)),
             config_sha256=config_sha256(config.model_dump(mode="json", include=_JUDGED_BY)),
-            sources=tuple(config.sources),
         )
         progress = Progress(total=len(inventory))
         stack.enter_context(lease(archive.store, progress))

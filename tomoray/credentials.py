@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -91,7 +92,11 @@ def _from_boto(account: str, s3: settings.S3Settings) -> Access:
     if endpoint_url and endpoint_url.endswith(".amazonaws.com"):
         endpoint_url = None
     provider = Boto3CredentialProvider(session, ttl=_VALID_FOR)
-    tensorstore = {"type": "profile", "profile": account} if account else {"type": "default"}
+    tensorstore = {"type": "default"}
+    if account:  # tensorstore finds neither file by itself; its default would prefer keys in the environment
+        files = ("credentials_file", "config_file")
+        paths = {name: str(Path(session.get_config_variable(name)).expanduser()) for name in files}
+        tensorstore = {"type": "profile", "profile": account, **paths}
     return Access(endpoint_url=endpoint_url, region=region, keys=None, provider=provider, tensorstore=tensorstore)
 
 

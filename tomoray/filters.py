@@ -135,7 +135,7 @@ class _Parser:
             return column.is_valid() if negated else column.is_null()
         negated = self._take("not")
         if self._take("in"):
-            inside = column.isin(pa.array([value.as_py() for value in self._list(name, kind)], type=kind))
+            inside = column.isin(self._list(name, kind))
             found = pc.if_else(column.is_valid(), inside, pa.scalar(None, pa.bool_()))
         elif self._take("like"):
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -152,13 +152,18 @@ class _Parser:
             return _COMPARE[sign.kind](column, self._value(name, kind))
         return ~found if negated else found
 
-    def _list(self, name: str, kind: pa.DataType) -> list[pa.Scalar]:
+    def _list(self, name: str, kind: pa.DataType) -> pa.Array:
         self._want("(", "a list in parentheses")
-        values = [self._value(name, kind)]
+        values = [self._value(name, kind).as_py()]
         while self._take(","):
-            values.append(self._value(name, kind))
+            values.append(self._value(name, kind).as_py())
         self._want(")", "a comma or a closing parenthesis")
-        return values
+        if pa.types.is_integer(kind):
+            values = [value for value in values if float(value).is_integer()]  # a fraction equals none
+        try:
+            return pa.array(values, type=kind)
+        except pa.ArrowException as error:
+            raise Usage(f"column {name!r} holds {kind}, and a value of the list is no such") from error
 
     def _value(self, name: str, kind: pa.DataType) -> pa.Scalar:
         """A literal as the column's type; numbers keep their fraction where the column holds integers."""

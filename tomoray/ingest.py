@@ -12,13 +12,12 @@ from tomoray.deidentify import Deidentifier
 from tomoray.errors import Reason, Refused
 from tomoray.inventory import Inventory, read_heads
 from tomoray.loader import LoadedScan, RefusedPart, load_dicom, load_volume_files
+from tomoray.pseudonyms import public_root
 from tomoray.series import BadFile, DicomSeries, Item, ListedSeries, VolumeCase
 from tomoray.sources import list_source, read_file
 from tomoray.stack import Rules
 
 Row = Mapping[str, Any]
-
-_PUBLIC = "s3://anonymous@"
 
 WORKER_BYTES = 300_000_000  # a process with its libraries, before it reads anything
 
@@ -41,7 +40,6 @@ class Ingester:
     """What every task of one run has in common. Pickles.
 
     Attributes:
-        sources: as the user named them; no other part of a path is written down.
         config_sha256: of what decides which series are stored, and how.
     """
 
@@ -49,7 +47,6 @@ class Ingester:
     deidentifier: Deidentifier
     rules: Rules
     config_sha256: str
-    sources: tuple[str, ...] = ()
 
     def ingest(self, item: Item) -> Ingested:
         """Store every scan of one item, and say why the rest is none. Safe to repeat: same input, same bytes."""
@@ -69,10 +66,10 @@ class Ingester:
             yield RefusedPart(item=item, refusal=item.refusal)
         elif isinstance(item, VolumeCase):
             yield from load_volume_files(
-                item, read_file, self.deidentifier, self.rules, source_uri=self._lineage(item.root)
+                item, read_file, self.deidentifier, self.rules, source_uri=public_root(item.root)
             )
         elif isinstance(item, DicomSeries):
-            place = self._lineage(item.root)
+            place = public_root(item.root)
             yield from load_dicom(item, read_file, self.deidentifier, self.rules, source_uri=place)
         else:
             yield from self._load_listed(item)
@@ -102,16 +99,7 @@ class Ingester:
             part.refusal,
             part=part.part,
             n_instances=part.n_instances,
-            source_uri=part.source_uri or self._lineage(part.item.root),
+            source_uri=part.source_uri or public_root(part.item.root),
             config_sha256=self.config_sha256,
             header=part.header,
         )
-
-    def _lineage(self, root: str) -> str:
-        """Where an item came from, as far as it can be written down: names below a source may name patients."""
-        if root in self.sources or root.startswith(_PUBLIC):
-            return root
-        if root.startswith("dicomweb+"):
-            return root.partition("?")[0].partition("/studies/")[0]
-        above = [source for source in self.sources if root.startswith(source.rstrip("/") + "/")]
-        return f"{max(above, key=len)}/…" if above else "…"

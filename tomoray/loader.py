@@ -13,7 +13,7 @@ from types import ModuleType
 
 from pydicom import Dataset
 
-from tomoray import nifti
+from tomoray import nifti, nrrd
 from tomoray.assembly import assemble
 from tomoray.burned_in import burned_in_suspect
 from tomoray.deidentify import Deidentified, Deidentifier
@@ -245,7 +245,7 @@ def _info(
 
 
 def _format(key: str) -> ModuleType:
-    return nifti
+    return nrrd if key.lower().endswith(".nrrd") else nifti
 
 
 def _digest_of(digests: Iterable[str]) -> str:

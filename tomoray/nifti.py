@@ -27,12 +27,7 @@ def read_image(data: bytes) -> tuple[Image, Geometry]:
     Raises:
         Refused: not three-dimensional, no orientation, values that are no 16-bit HU, or an unreadable file.
     """
-    values, geometry = _read(data)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -32768 and high <= 32767):  # false for nan too
-        raise Refused(Reason.HU_OUT_OF_RANGE, f"values from {low:g} to {high:g}; wanted HU within -32768 to 32767")
-    rounded = values if values.dtype.kind in "iu" else np.rint(values)
-    return np.ascontiguousarray(rounded, dtype=np.int16), geometry
+    return as_image(*_read(data))
 
 
 def read_mask(data: bytes, image: Geometry) -> Mask:
@@ -44,16 +39,29 @@ def read_mask(data: bytes, image: Geometry) -> Mask:
     Raises:
         Refused: the grids differ, there are several values inside, or as for `read_image`.
     """
-    values, geometry = _read(data)
+    return as_mask(*_read(data), image)
+
+
+def as_image(values_zyx: npt.NDArray[Any], geometry: Geometry) -> tuple[Image, Geometry]:
+    """Values of any type as a CT in HU. Raises `Refused` where they are none."""
+    low, high = float(values_zyx.min()), float(values_zyx.max())
+    if not (low >= -32768 and high <= 32767):  # false for nan too
+        raise Refused(Reason.HU_OUT_OF_RANGE, f"values from {low:g} to {high:g}; wanted HU within -32768 to 32767")
+    rounded = values_zyx if values_zyx.dtype.kind in "iu" else np.rint(values_zyx)
+    return np.ascontiguousarray(rounded, dtype=np.int16), geometry
+
+
+def as_mask(values_zyx: npt.NDArray[Any], geometry: Geometry, image: Geometry) -> Mask:
+    """Values of any type as a mask on the grid of `image`. Raises `Refused` where they are none."""
     if not geometry.agrees_with(image):
         raise Refused(
             Reason.LABEL_GEOMETRY_MISMATCH,
             f"mask has shape {geometry.shape_zyx} and image {image.shape_zyx}, or they lie apart; wanted one grid",
         )
-    found = np.unique(values)
+    found = np.unique(values_zyx)
     if np.count_nonzero(found) > 1:
         raise Refused(Reason.LABEL_UNSUPPORTED, f"mask has {np.count_nonzero(found)} values beside 0; wanted one")
-    return np.ascontiguousarray(values != 0, dtype=np.uint8)
+    return np.ascontiguousarray(values_zyx != 0, dtype=np.uint8)
 
 
 def write(array_zyx: npt.NDArray[Any], geometry: Geometry) -> bytes:

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +105,17 @@ class Store:
         """All objects below the folder `prefix`, at any depth, sorted by key."""
         return sorted(self.walk(prefix), key=lambda info: info.key)
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects below the folder `prefix`, as they are found: S3 gives them by key, a thousand a request."""
+    def walk(self, prefix: str = "", *, after: str = "") -> Generator[ObjectInfo, None, None]:
+        """All objects below the folder `prefix`, as they are found: S3 gives them by key, a thousand a request.
+
+        With `after`, those whose key is greater.
+        """
+        offset = self._path(after) if after else None
         try:
             with self._translated(prefix):
-                for chunk in obstore.list(self._place.reader, self._path(prefix) or None, chunk_size=1000):
+                for chunk in obstore.list(
+                    self._place.reader, self._path(prefix) or None, offset=offset, chunk_size=1000
+                ):
                     for item in chunk:
                         yield ObjectInfo(key=self._key(item["path"]), size_bytes=item["size"])
         except FileNotFoundError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_second_run_decodes_nothing_and_changes_no_byte(cohort, tmp_path):
     assert second["voxel_mb"] == 0
     assert bytes_of(tmp_path / "archive") == before
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "archive").rglob("*")} == times
+
+
+def test_archives_in_a_folder_give_the_voxels_of_their_members(cohort, tmp_path):
+    for number, patient in enumerate(sorted(cohort.iterdir())):
+        shutil.make_archive(str(tmp_path / "packed" / patient.name), ("zip", "tar", "xztar")[number % 3], patient)
+
+    plain = preprocess.run(config_of(cohort, tmp_path / "plain"))
+    packed = preprocess.run(config_of(tmp_path / "packed", tmp_path / "from-packed"))
+
+    assert (packed["stored"], packed["refused"], packed["files_ignored"]) == (plain["stored"], 0, 0)
+    voxels = [
+        {name: found for name, found in bytes_of(tmp_path / out / "scans").items() if not name.endswith(".json")}
+        for out in ("plain", "from-packed")
+    ]
+    assert voxels[0] == voxels[1]
+    rows = Catalog(open_store(str(tmp_path / "from-packed"))).rows()
+    assert {row["source_uri"] for row in rows} == {str(tmp_path / "packed")}
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(cohort, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ FILES = {"a/1.dcm": os.urandom(200_000), "a/b/2": b"text" * 50_000, "empty": b""
 
 
 @pytest.fixture(autouse=True)
-def _own_temporary_folder(tmp_path_factory, monkeypatch):
+def temporary_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("unpacked")
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     yield folder
@@ -181,21 +182,32 @@ def test_lzma_member_of_a_zip_is_read(tmp_path):
         assert read_head(str(tmp_path / f"{method}.zip"), "a", 10) == b"texttextte"
 
 
-def test_unpacked_tar_is_private_shared_and_removed_with_its_last_reader(tmp_path, _own_temporary_folder):
+def test_unpacked_tar_is_private_shared_and_removed_with_its_last_reader(tmp_path, temporary_folder):
     path = pack(tmp_path / "a.tar.xz", FILES)
     assert read_file(str(path), "a/b/2") == FILES["a/b/2"]
-    [plain] = _own_temporary_folder.glob("*/*.tar")
+    [plain] = temporary_folder.glob("*/*.tar")
     assert plain.stat().st_mode & 0o077 == plain.parent.stat().st_mode & 0o077 == 0
     made = plain.stat().st_ino
 
     other = "import sys; from tomoray.sources import read_file; print(len(read_file(sys.argv[1], 'a/b/2')))"
-    environment = {**os.environ, "TMPDIR": str(_own_temporary_folder)}
+    environment = {**os.environ, "TMPDIR": str(temporary_folder)}
     done = subprocess.run([sys.executable, "-c", other, str(path)], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("200000\n", "")
     assert plain.stat().st_ino == made  # the other used it, and left it to us
 
     packed._close()
     assert list(plain.parent.glob("*.tar")) == []
+
+
+def test_what_killed_processes_left_is_removed(tmp_path, temporary_folder):
+    read_file(str(pack(tmp_path / "a.tar.gz", FILES)), "a/b/2")
+    [plain] = temporary_folder.glob("*/*.tar")
+    for name, age_s in (("old.part", 10**6), ("new.part", 0), ("old.lock", 10**6), ("left.tar", 0)):
+        path = plain.parent / name
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age_s,) * 2)
+    unpacked.sweep()
+    assert {path.name for path in plain.parent.iterdir()} == {plain.name, f"{plain.stem}.lock", "new.part"}
 
 
 def test_changed_archive_is_read_anew(tmp_path):
@@ -208,12 +220,12 @@ def test_changed_archive_is_read_anew(tmp_path):
 
 def test_no_room_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(unpacked, "MAX_UNPACKED_BYTES", 1000)
-    with pytest.raises(Fatal, match="no room for a compressed tar .* set TMPDIR"):
+    with pytest.raises(Fatal, match=r"no room for a compressed tar .* set TMPDIR"):
         list_source(str(pack(tmp_path / "a.tar.gz", FILES)))
 
 
-def test_temporary_folder_of_somebody_else_is_not_used(tmp_path, _own_temporary_folder):
-    (_own_temporary_folder / unpacked._NAME).mkdir(mode=0o755)
+def test_temporary_folder_of_somebody_else_is_not_used(tmp_path, temporary_folder):
+    (temporary_folder / unpacked._NAME).mkdir(mode=0o755)
     with pytest.raises(Fatal, match="not a folder of this user alone"):
         list_source(str(pack(tmp_path / "a.tar.gz", FILES)))
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
 import random
 import zipfile
 from pathlib import Path
@@ -9,9 +11,21 @@ import numpy as np
 import pytest
 
 from tomoray.config import NiftiPattern
-from tomoray.errors import Fatal, Reason, Refused
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.sources import SourceFile, group_dicom, group_volumes, list_source, read_headers, read_zip
+from tomoray.dicom import STRUCTURE_SET_STORAGE
+from tomoray.errors import Fatal, Reason, Refused, Usage
+from tomoray.pseudonyms import Pseudonyms, public_root
+from tomoray.sources import (
+    SourceFile,
+    group_dicom,
+    group_volumes,
+    list_series,
+    list_source,
+    read_file,
+    read_head,
+    read_headers,
+    read_zip,
+)
+from tomoray.stack import build_stack
 
 NAMES = Pseudonyms(b"a key for tests only, of no worth")
 
@@ -128,3 +142,64 @@ def test_any_file_name_is_listed_and_links_in_a_ring_end(make_series, tmp_path):
 
     assert len(instances) == 3
     assert [str(entry.refusal) for entry in bad] == ["unreadable: a file cannot be opened (No such file or directory)"]
+
+
+def test_folder_is_listed_by_key_and_a_folder_at_a_time(tmp_path, monkeypatch):
+    for key in ("b/2", "a.dcm", "a/z", "a/b/c", "a-b", "b/1", "ß"):
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(b"1")
+    read = []
+    scandir = os.scandir
+    monkeypatch.setattr("os.scandir", lambda folder: read.append(Path(folder).name) or scandir(folder))
+
+    files = list_source(str(tmp_path))
+
+    assert read == []
+    assert [next(files).key, next(files).key] == ["a-b", "a.dcm"]
+    assert read == [tmp_path.name]
+    assert [file.key for file in files] == ["a/b/c", "a/z", "b/1", "b/2", "ß"]
+    assert read == [tmp_path.name, "a", "b", "b"]
+
+
+def test_source_that_does_not_know_its_series_says_so(tmp_path):
+    assert list_series(str(tmp_path)) is None
+    assert list_series("s3://bucket/ct") is None
+
+
+def test_head_of_a_file_is_no_longer_than_asked_for(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_head(str(tmp_path), "a", 2) == b"12"
+    assert read_head(str(tmp_path), "a", 9) == read_file(str(tmp_path), "a") == b"12345"
+
+
+def test_unknown_scheme_is_wrong_usage():
+    with pytest.raises(Usage, match="gs://bucket/ct"):
+        list_source("gs://bucket/ct")
+
+
+@pytest.mark.parametrize(
+    ("root", "public"),
+    [
+        ("/data/ct", "/data/ct"),
+        ("/data/ct//DOE/JANE.zip", "/data/ct"),
+        ("s3://me@bucket//DOE.zip", "s3://me@bucket"),
+        ("s3://bucket/ct//DOE/a.tar", "s3://bucket/ct"),
+        ("dicomweb+https://host/pacs/studies/1.2.3/series/1.2.3.4", "dicomweb+https://host/pacs"),
+        ("s3://anonymous@idc-open-data/0a1b", "s3://anonymous@idc-open-data/0a1b"),
+    ],
+)
+def test_no_name_from_within_a_source_is_stored(root, public):
+    assert public_root(root) == public
+
+
+def test_structure_set_goes_with_its_series_and_alone_it_is_refused(make_series):
+    image = make_series(3).instances()[0]
+    drawn = dataclasses.replace(image, sop_class=STRUCTURE_SET_STORAGE, series_uid="9", key="rt", modality="RTSTRUCT")
+    with_scan = dataclasses.replace(drawn, referenced_series=image.series_uid)
+
+    [series] = group_dicom([with_scan, image])
+    [_, alone] = group_dicom([drawn, image])
+
+    assert [found.key for found in series.segmentations] == ["rt"]
+    with pytest.raises(Refused, match="label_without_image"):
+        build_stack(alone.instances, 1)

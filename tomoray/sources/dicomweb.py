@@ -69,9 +69,9 @@ def list_series(url: str) -> Iterator[SeriesListing]:
 
 
 def list_instances(root: str) -> Iterator[SourceFile]:
-    """The instances of one series; `root` is a `SeriesListing.root`. Their sizes are not known."""
-    for found in _pages(f"{_split(root)[0]}/instances", {}, _SOP_UID):
-        yield SourceFile(root=root, key=_text(found, _SOP_UID), size_bytes=-1)
+    """The instances of one series, sorted; `root` is a `SeriesListing.root`. Their sizes are not known."""
+    for key in sorted(_text(found, _SOP_UID) for found in _pages(f"{_split(root)[0]}/instances", {}, _SOP_UID)):
+        yield SourceFile(root=root, key=key, size_bytes=-1)
 
 
 def read_instance(root: str, key: str, length: int | None = None) -> bytes:
@@ -120,7 +120,7 @@ def _json(url: str, asked: Mapping[str, str]) -> list[Mapping[str, Any]]:
         reply = _get(url, asked, "application/dicom+json")
     except Transient as error:
         raise Fatal(str(error)) from error
-    if reply.status_code == 204 or not reply.content:
+    if reply.status_code == 204:
         return []
     _check(reply)
     try:

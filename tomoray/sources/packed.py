@@ -107,7 +107,9 @@ def _open(url: str) -> _Archive:
             size_bytes, tag = found.st_size, f"{found.st_mtime_ns} {found.st_ino}"
         return _opened(folder, key, size_bytes, tag)
     except (FileNotFoundError, PermissionError) as error:
-        raise Refused(Reason.UNREADABLE, f"an archive cannot be opened ({error.strerror or 'deleted'})") from error
+        raise Refused(
+            Reason.UNREADABLE, f"an archive cannot be opened ({error.strerror or 'no such object'})"
+        ) from error
     except _DAMAGED as error:
         raise Refused(Reason.UNREADABLE, f"an archive is damaged, or none ({type(error).__name__})") from error
 

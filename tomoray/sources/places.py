@@ -9,6 +9,7 @@ from pathlib import Path
 from tomoray.errors import Fatal, Reason, Refused
 from tomoray.sources import dicomweb, idc
 from tomoray.sources.files import SeriesListing, SourceFile
+from tomoray.sources.listing import walk_store
 from tomoray.sources.packed import is_packed, list_packed, packed_root, read_packed
 from tomoray.storage import open_store
 
@@ -34,7 +35,7 @@ def list_source(url: str) -> Iterator[SourceFile]:
     if _is_remote(url):
         store = open_store(url)
         store.check(writable=False)
-        files = (SourceFile(root=store.url, key=item.key, size_bytes=item.size_bytes) for item in store.walk())
+        files = (SourceFile(root=store.url, key=item.key, size_bytes=item.size_bytes) for item in walk_store(store))
         return _unpacking(files)
     path = Path(url).expanduser().absolute()
     if path.is_file():

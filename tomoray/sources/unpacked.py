@@ -64,9 +64,9 @@ def unpack(identity: str, packed: BinaryIO, name: str, limit_bytes: int) -> int:
 
 
 def sweep() -> None:
-    """Remove what no process has open, and what was never finished a day ago."""
+    """Remove what no process has open, and what killed ones left a day ago."""
     folder = Path(tempfile.gettempdir(), _NAME)
-    for path in folder.glob("*.part") if folder.is_dir() else ():
+    for path in (*folder.glob("*.part"), *folder.glob("*.lock")) if folder.is_dir() else ():
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:
                 path.unlink()
