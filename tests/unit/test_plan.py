@@ -40,7 +40,7 @@ def test_a_node_too_small_for_the_largest_series_is_an_error_that_says_so():
 
 
 def test_an_unknown_node_is_named_with_those_that_are_known():
-    with pytest.raises(Usage, match="no prices for node 'x1'.*c7i.4xlarge"):
+    with pytest.raises(Usage, match=r"no prices for node 'x1'.*c7i\.4xlarge"):
         plan([SERIES], node="x1")
 
 
