@@ -16,7 +16,15 @@ import boto3
 import numpy as np
 import pytest
 
+from tomoray.config import NiftiPattern
+from tomoray.deidentify import Deidentifier
 from tomoray.geometry import Geometry
+from tomoray.ingest import Ingester
+from tomoray.inventory import Inventory
+from tomoray.loader import LoadedScan, RefusedPart
+from tomoray.pseudonyms import Pseudonyms
+from tomoray.stack import Rules
+from tomoray.stocktaking import read_in_threads, take_stock
 from tomoray.volume import ScanInfo, ScanUids, Volume
 
 REAL_CT = Path(__file__).parents[2] / "shared" / "ct"
@@ -134,3 +142,18 @@ def real_ct() -> Path:
     if not REAL_CT.is_dir():
         pytest.skip(f"no real CT at {REAL_CT}: put LIDC-IDRI and the other sets there (CONTRIBUTING.md)")
     return REAL_CT
+
+
+@pytest.fixture
+def load_source() -> Callable[[str], list[LoadedScan | RefusedPart]]:
+    """`load_source(url)`: everything that a source ends in, as preprocessing finds it, without Ray or an archive."""
+
+    def load(url: str) -> list[LoadedScan | RefusedPart]:
+        names = Pseudonyms(b"a key for tests only, of no worth")
+        with Inventory() as inventory:
+            take_stock([url], NiftiPattern(), inventory, names, read_in_threads)
+            items = [entry.item for entry in inventory.entries()]
+        ingester = Ingester(archive=None, deidentifier=Deidentifier(names), rules=Rules(), config_sha256="")
+        return [part for item in items for part in ingester.load(item)]
+
+    return load

@@ -52,7 +52,7 @@ class Ingester:
         """Store every scan of one item, and say why the rest is none. Safe to repeat: same input, same bytes."""
         rows: list[Row] = []
         voxel_bytes = 0
-        for outcome in self._load(item):
+        for outcome in self.load(item):
             if isinstance(outcome, RefusedPart):
                 rows.append(self._refused(outcome))
                 continue
@@ -61,7 +61,8 @@ class Ingester:
             voxel_bytes += outcome.volume.image_zyx.nbytes
         return Ingested(rows=tuple(self._under_one_digest(item, rows)), voxel_bytes=voxel_bytes)
 
-    def _load(self, item: Item) -> Iterator[LoadedScan | RefusedPart]:
+    def load(self, item: Item) -> Iterator[LoadedScan | RefusedPart]:
+        """Every scan of one item and every part that is none, one after the other. Writes nothing."""
         if isinstance(item, BadFile):
             yield RefusedPart(item=item, refusal=item.refusal)
         elif isinstance(item, VolumeCase):
@@ -84,7 +85,7 @@ class Ingester:
         if not found:
             yield RefusedPart(item=item, refusal=Refused(Reason.NOT_AN_IMAGE, "its source holds no DICOM file"))
         for each in found:
-            yield from self._load(each)
+            yield from self.load(each)
 
     def _under_one_digest(self, item: Item, rows: list[Row]) -> list[Row]:
         """Rows of a listed series carry the listing's digest, by which the next run knows that it is done."""

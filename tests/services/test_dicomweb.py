@@ -19,9 +19,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from tomoray.errors import Fatal, Reason, Refused, Transient, Usage
-from tomoray.pseudonyms import Pseudonyms, public_root
-from tomoray.series import load_dicom
-from tomoray.sources import group_dicom, list_series, list_source, read_file, read_head, read_headers
+from tomoray.sources import list_series, list_source, read_file, read_head
 
 SCRIPT = Path(__file__).parent / "orthanc.py"
 _orthanc = runpy.run_path(str(SCRIPT))
@@ -112,14 +110,12 @@ def test_instances_come_to_the_byte_as_they_are_stored(orthanc):
     assert read_head(files[0].root, files[0].key, 132) == orthanc.files[files[0].key][:132]
 
 
-def test_series_of_a_server_becomes_a_volume_and_its_root_is_stored_without_uids(orthanc):
-    instances, bad = read_headers(list(list_source(f"{orthanc.source}?PatientID=SECRET-3")))
-    [series] = group_dicom(instances)
-    volume = load_dicom(series, read_file, Pseudonyms(b"a key for tests only, of no worth"), min_slices=3).volume
+def test_series_of_a_server_becomes_a_volume_and_its_root_is_stored_without_uids(orthanc, load_source):
+    [scan] = load_source(f"{orthanc.source}?PatientID=SECRET-3")
+    volume = scan.volume
     wanted = np.random.default_rng(4).integers(900, 1200, (64, 64), dtype=np.uint16).astype(np.int16) - 1024
-    assert bad == []
     assert (volume.image_zyx[4] == wanted).all()
-    assert volume.info.source_uri == public_root(series.root) == orthanc.source
+    assert volume.info.source_uri == orthanc.source
 
 
 def test_instance_that_is_gone_is_refused(orthanc):

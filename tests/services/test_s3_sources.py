@@ -17,8 +17,9 @@ import tensorstore
 
 from tomoray import credentials
 from tomoray.errors import Fatal, Refused, Usage
+from tomoray.inventory import read_heads
 from tomoray.pseudonyms import public_root
-from tomoray.sources import list_series, list_source, listing, packed, read_file, read_head, read_headers
+from tomoray.sources import list_series, list_source, listing, packed, read_file, read_head
 from tomoray.storage import open_store
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -145,7 +146,7 @@ def test_archives_in_a_bucket_stand_for_their_members(s3, tmp_path, monkeypatch)
     assert [public_root(file.root) for file in members] == [f"{url}/ct"] * 6
     assert all(read_file(file.root, file.key) == files[file.key] for file in members)
     assert all(read_head(file.root, file.key, 5) == files[file.key][:5] for file in members)
-    _, [bad] = read_headers([file for file in found if file not in members])
+    _, [bad], _ = read_heads([file for file in found if file not in members])
     assert bad.file.key == "wrong.zip"
     assert [file.key for file in list_source(f"{url}/ct/one.zip")] == ["a/1", "b"]
     packed._close()

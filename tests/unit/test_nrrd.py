@@ -11,9 +11,9 @@ from tomoray import nifti, nrrd
 from tomoray.config import NiftiPattern
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import load_nifti
-from tomoray.sources import group_volumes, is_volume, list_source, read_file
+from tomoray.loader import LoadedScan
+from tomoray.sources import list_source
+from tomoray.volume_files import group_volumes, is_volume
 
 DIRECTIONS = np.array([[0.7, 0.1, 0], [-0.1, 0.8, 0], [0, 0, 2.5]])  # a row an axis
 ORIGIN = np.array([-120.0, -130, 40])
@@ -106,7 +106,7 @@ def test_mask_lies_on_the_grid_of_its_image_or_is_refused():
         assert caught.value.reason == reason
 
 
-def test_cases_may_mix_both_formats(tmp_path):
+def test_cases_may_mix_both_formats(tmp_path, load_source):
     values = np.random.default_rng(0).integers(-1000, 100, (5, 6, 7)).astype(np.int16)
     image, grid = nrrd.read_image(file_of(values))
     (tmp_path / "a_ct.nrrd").write_bytes(file_of(values))
@@ -117,7 +117,9 @@ def test_cases_may_mix_both_formats(tmp_path):
 
     files = list(list_source(str(tmp_path)))
     cases, bad = group_volumes(files, NiftiPattern())
-    volume = load_nifti(cases[0], read_file, Pseudonyms(b"a key for tests only, of no worth"), min_slices=3).volume
+    [volume] = [
+        part.volume for part in load_source(str(tmp_path)) if isinstance(part, LoadedScan) and part.volume.labels
+    ]
 
     assert all(is_volume(file) for file in files)
     assert [case.case for case in cases] == ["a", "b"]

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from tomoray.errors import Fatal, Reason, Refused
-from tomoray.pseudonyms import Pseudonyms, public_root
-from tomoray.series import load_dicom
-from tomoray.sources import group_dicom, list_source, packed, read_file, read_head, read_headers, unpacked
+from tomoray.inventory import read_heads
+from tomoray.sources import list_source, packed, read_file, read_head, unpacked
 
 KINDS = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"]
 FILES = {"a/1.dcm": os.urandom(200_000), "a/b/2": b"text" * 50_000, "empty": b""}
@@ -59,21 +58,17 @@ def test_members_are_files_of_their_archive(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_archive_in_a_folder_stands_for_its_members(kind, tmp_path, make_series):
+def test_archive_in_a_folder_stands_for_its_members(kind, tmp_path, make_series, load_source):
     series = make_series(4)
     series.instances()
     pack(tmp_path / "deep" / f"DOE{kind}", series.files)
     (tmp_path / "z.txt").write_text("no image")
 
-    files = list(list_source(str(tmp_path)))
-    instances, bad = read_headers(files)
-    [found] = group_dicom(instances)
-    loaded = load_dicom(found, read_file, Pseudonyms(b"a key for tests only, of no worth"), min_slices=3)
+    [loaded] = load_source(str(tmp_path))
 
-    assert len(files) == 5
-    assert bad == []
+    assert len(list(list_source(str(tmp_path)))) == 5
     assert (loaded.volume.image_zyx == series.load().volume.image_zyx).all()
-    assert loaded.volume.info.source_uri == public_root(found.root) == str(tmp_path)
+    assert loaded.volume.info.source_uri == str(tmp_path)
 
 
 def test_many_threads_read_one_archive(tmp_path):
@@ -141,8 +136,8 @@ def cut(path: Path) -> None:
 )
 def test_archive_that_cannot_be_opened_is_accounted_for_once(name, spoil, evidence, tmp_path):
     spoil(tmp_path / name)
-    instances, [bad] = read_headers(list(list_source(str(tmp_path))))
-    assert instances == []
+    heads, [bad], _ = read_heads(list(list_source(str(tmp_path))))
+    assert heads == []
     assert bad.file.key == name
     assert bad.refusal.reason == Reason.UNREADABLE
     assert evidence in bad.refusal.evidence

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from tomoray.config import NiftiPattern
+from tomoray.sources import SourceFile
+from tomoray.volume_files import group_volumes
+
+
+def test_nifti_masks_find_their_image_though_names_hold_underscores():
+    names = ["STS_001_ct.nii.gz", "STS_001_gtv.nii.gz", "STS_001_lung_left.nii.gz", "STS_002_gtv.nii.gz"]
+    files = [SourceFile(root="r", key=f"deep/{name}", size_bytes=1) for name in names]
+
+    cases, unpaired = group_volumes(files, NiftiPattern())
+
+    assert [(case.case, [name for name, *_ in case.labels]) for case in cases] == [("STS_001", ["gtv", "lung_left"])]
+    assert [entry.file.key for entry in unpaired] == ["deep/STS_002_gtv.nii.gz"]
+
+
+def test_nifti_pattern_is_free():
+    files = [SourceFile(root="r", key=key, size_bytes=1) for key in ("img-7.nii", "liver-of-7.nii")]
+    cases, unpaired = group_volumes(files, NiftiPattern(image="img-{case}.nii", label="{label}-of-{case}.nii"))
+    assert [(case.case, case.labels) for case in cases] == [("7", (("liver", "liver-of-7.nii", 1),))]
+    assert unpaired == []
