@@ -46,7 +46,7 @@ class Head(NamedTuple):
     sop_uid: str
     study_uid: str
     patient_id: str
-    is_ct: bool
+    is_ct: bool  # or may be: it names no SOP class
     draws_on: str | None  # for SEG and RTSTRUCT: the series they refer to, or ""
     voxel_bytes: int
 
@@ -107,7 +107,7 @@ def head_of(instance: Instance) -> Head:
         sop_uid=instance.sop_uid,
         study_uid=instance.study_uid,
         patient_id=instance.patient_id,
-        is_ct=instance.sop_class in CT_STORAGE,
+        is_ct=not instance.sop_class or instance.sop_class in CT_STORAGE,
         draws_on=instance.referenced_series if instance.sop_class in DRAWING_STORAGE else None,
         voxel_bytes=2 * (instance.rows or 0) * (instance.columns or 0) * max(1, len(instance.planes)),
     )
@@ -241,7 +241,8 @@ def _series(heads: Sequence[Head], drawings: Sequence[Head]) -> DicomSeries:
         patient_id=first.patient_id,
         files=tuple(_file(head) for head in heads),
         drawings=tuple(_file(head) for head in drawings),
-        voxel_bytes=sum(head.voxel_bytes for head in heads),
+        voxel_bytes=sum(head.voxel_bytes for head in heads) if any(head.is_ct for head in heads) else 0,
+        is_ct=any(head.is_ct for head in heads),
     )
 
 

@@ -91,7 +91,7 @@ def load_dicom(
 
     for each in rejected:
         header = _read_header(decoded.instances[each.instances[0]], read, deidentifier, source_uri)
-        yield refused(each.part, each.refusal, len(each.instances), header)
+        yield refused(each.part, each.refusal, len(each.instances) if series.is_ct else series.n_instances, header)
     drawings = read_drawings(series.drawings, read) if stacks else []
     n_scans = 0
     for n, stack in enumerate(stacks):

@@ -71,7 +71,8 @@ def decode_series(series: DicomSeries, read: Read, *, keep_headers: bool) -> Dec
     """
     decoded = DecodedSeries()
     buffers: dict[tuple[int, int], list[Image]] = {}
-    for file, data in _read_ahead(series.files, read):
+    files = series.files if series.is_ct else series.files[:1]
+    for file, data in _read_ahead(files, read):
         instance = _header(file, data, series)
         n = len(decoded.instances)
         decoded.instances.append(instance)
@@ -93,7 +94,9 @@ def decode_series(series: DicomSeries, read: Read, *, keep_headers: bool) -> Dec
             except Refused as refusal:
                 decoded.errors[ref] = refusal
             except MemoryError:
-                decoded.errors[ref] = Refused(Reason.TOO_LARGE, f"no memory for slices of {free and free[-1].shape}")
+                decoded.errors[ref] = Refused(
+                    Reason.TOO_LARGE, f"no memory for slices of {instance.rows} x {instance.columns}"
+                )
             else:
                 decoded.planes[ref] = free.pop()
     return decoded

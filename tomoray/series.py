@@ -41,6 +41,7 @@ class DicomSeries:
 
     Attributes:
         voxel_bytes: of its images as int16, by their headers.
+        is_ct: some of it may be CT; of any other series, no more than one file need be read.
     """
 
     series_uid: str
@@ -49,6 +50,7 @@ class DicomSeries:
     files: tuple[DicomFile, ...]
     drawings: tuple[DicomFile, ...] = ()
     voxel_bytes: int = 0
+    is_ct: bool = True
 
     @property
     def root(self) -> str:

@@ -45,7 +45,11 @@ def read_zip(data: bytes, max_bytes: int, pseudonyms: Pseudonyms, *, min_slices:
                 raise Refused(Reason.SEVERAL_SCANS, "several CT scans in one study; send one")
     if not usable:
         raise refusals[0]
-    return usable[0]
+    (scan,) = usable
+    if len({id(header) for header in scan.headers}) < len(scan.headers):
+        found = "enhanced multi-frame CT; wanted one slice an instance, as results refer to slices by instance"
+        raise Refused(Reason.UNSUPPORTED_PIXELS, found)
+    return scan
 
 
 def _head(name: str, data: bytes) -> Head | None:

@@ -10,6 +10,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
+    MRImageStorage,
     RLELossless,
 )
 
@@ -235,3 +236,28 @@ def test_truncated_jpeg_ls_is_refused(make_series):
     series.instances()
     _set(series, 1, PixelData=series.datasets[1].PixelData[:40])
     assert refusal_of(series).reason in (Reason.UNDECODABLE_PIXELS, Reason.UNREADABLE)
+
+
+def test_of_another_modality_one_file_is_read_and_all_are_accounted_for(make_series):
+    series = make_series(6)
+    for dataset in series.datasets:
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        dataset.Modality = "MR"
+    files = series.files
+    series.instances()
+    series.files = Counting(files)
+    (part,) = series.parts()
+    assert (part.refusal.reason, part.n_instances) == (Reason.NOT_CT, 6)
+    assert series.files.read == {"0.dcm"}
+
+
+class Counting(dict):
+    """Files that remember which of them were read."""
+
+    def __init__(self, files) -> None:
+        super().__init__(files)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
