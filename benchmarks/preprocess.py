@@ -121,9 +121,9 @@ def digest(voxels: np.ndarray[Any, Any]) -> str:
     return f"{len(values)} values, {int((values.astype(np.int64) ** 2) @ counts)}"
 
 
-def tomoray(series: Path, work: Path) -> Callable[[], np.ndarray[Any, Any]]:
+def tomoray(series: Path | str, work: Path | str) -> Callable[[], np.ndarray[Any, Any]]:
     """All that `tomoray preprocess` does to a series, but for Ray."""
-    archive = Archive.create(str(work / "archive"), Layout())
+    archive = Archive.create(f"{work}/archive", Layout())
     rules, deidentifier = Rules(), Deidentifier(KEY, DeidentifyConfig())
     ingester = Ingester(archive=archive, deidentifier=deidentifier, rules=rules, config_sha256="")
     rows = []
