@@ -23,7 +23,7 @@ from obstore.store import LocalStore, S3Store
 from pyarrow import fs
 
 from tomoray.bucket import Bucket, other_trouble
-from tomoray.errors import Fatal, TomoRayError, Usage
+from tomoray.errors import Fatal, TomoRayError, Transient, Usage
 
 _PART = 16 * 2**20  # larger objects go to S3 in parts of this size
 
@@ -71,8 +71,11 @@ class Store:
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object in one step: readers see the old bytes or the new ones, never a part."""
-        with self._translated(key):
-            obstore.put(self._place.writer, self._path(key), data, chunk_size=_PART)
+        try:
+            with self._translated(key):
+                obstore.put(self._place.writer, self._path(key), data, chunk_size=_PART)
+        except FileNotFoundError as error:  # its temporary name, or its upload in parts: another writer tidied up
+            raise Transient(f"{self.url}: an object went away while it was written; try again") from error
 
     def write_new(self, key: str, data: bytes) -> bool:
         """Put an object only where there is none; False where there is one. One of many writers wins."""
