@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from tomoray.deidentify import Deidentifier
 from tomoray.errors import Fatal, Transient
 from tomoray.ingest import Ingested, Ingester, Row, task_bytes
 from tomoray.inventory import Entry, Heads, Inventory, read_heads
-from tomoray.lease import Progress, lease
+from tomoray.lease import Lease, Progress
 from tomoray.progress import Advance, track
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.series import Item
@@ -72,9 +72,9 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
             config_sha256=config_sha256(config.model_dump(mode="json", include=_JUDGED_BY)),
         )
         progress = Progress(total=len(inventory))
-        stack.enter_context(lease(archive.store, progress))
+        lease = stack.enter_context(Lease(archive.store, progress))
         telemetry = stack.enter_context(Telemetry(config.metrics_port))
-        return {**_Run(config, ingester, inventory, progress, telemetry).result(), "files_ignored": n_ignored}
+        return {**_Run(config, ingester, inventory, lease, progress, telemetry).result(), "files_ignored": n_ignored}
 
 
 def read_in_tasks(batches: Iterable[list[SourceFile]]) -> Iterator[tuple[list[SourceFile], Heads]]:
@@ -100,6 +100,7 @@ class _Run:
     config: PreprocessConfig
     ingester: Ingester
     inventory: Inventory
+    lease: Lease
     progress: Progress
     telemetry: Telemetry
     stored: int = 0
@@ -139,7 +140,8 @@ class _Run:
                 advance(1, f"{rate}, {self.refused} refused")
                 self._tell(seconds)
                 if time.monotonic() - flushed > FLUSH_EVERY_S:
-                    self._flush()
+                    with suppress(Transient):  # the rows are kept, and the next flush brings them
+                        self._flush()
                     flushed = time.monotonic()
             self._flush()
         self._sweep()
@@ -211,6 +213,7 @@ class _Run:
 
     def _flush(self) -> None:
         """Write the rows that have come to the catalog, then drop the scans that they replace."""
+        self.lease.check()
         self.catalog.upsert(row for _, rows in self.pending for row in rows)
         for todo, rows in self.pending:
             for scan_id in todo.scan_ids.difference(row["scan_id"] for row in rows):
@@ -218,19 +221,30 @@ class _Run:
         self.pending.clear()
 
     def _sweep(self) -> None:
-        """Remove scans that were begun and never finished, by runs that were killed, of input that has changed since.
-
-        A complete scan that no row speaks of is left alone: it may be all that is left of a lost catalog.
-        """
+        """Remove what runs that were killed left of input that has changed since."""
         if self.failed:
             return  # the next run finishes them
+        self.lease.check()
         archive = self.ingester.archive
         unnamed = set(archive.store.folders("scans"))
         for digit in "0123456789abcdef":
             unnamed.difference_update(self.catalog.bucket(digit)["scan_id"].to_pylist())
         for scan_id in sorted(unnamed):
-            if not archive.has_scan(scan_id):
+            if not archive.has_scan(scan_id) or self._is_replaced(scan_id):
                 archive.delete_scan(scan_id)
+
+    def _is_replaced(self, scan_id: str) -> bool:
+        """True of a complete scan without a row where its series has a row of another scan.
+
+        Without that it is left alone: it may be all that is left of a lost catalog.
+        """
+        scan = self.ingester.archive.scan(scan_id)
+        try:
+            series_id = scan.info.series_id
+        except Fatal:  # it is masks without an image, which preprocessing has not put there
+            return False
+        rows = _rows_by_series(self.catalog.bucket(series_id[0]).select(_KNOWN).to_pylist())
+        return any(row["status"] == "stored" for row in rows.get(series_id, ()))
 
     def _tell(self, seconds: float) -> None:
         self.progress.update(

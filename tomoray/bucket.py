@@ -16,6 +16,7 @@ from tomoray.arrow import ArrowFiles
 from tomoray.credentials import Access, find_access
 from tomoray.errors import Fatal, TomoRayError, Transient
 
+_NO_LIMIT = 1000  # of tries: the time alone decides, for ten tries can be over in two seconds
 _UNREACHABLE = {
     "ConnectionRefused": "connection refused",
     "dns error": "unknown host",
@@ -49,8 +50,8 @@ class Bucket:
 
     @property
     def reader(self) -> S3Store:
-        """A patient client: rides out a minute of trouble."""
-        return _client(self.name, self.account, settings.s3(), timeout_s=120, retries=8, retry_for_s=60)
+        """A patient client: rides out three minutes of trouble, with pauses of up to 15 seconds."""
+        return _client(self.name, self.account, settings.s3(), timeout_s=120, retries=_NO_LIMIT, retry_for_s=180)
 
     @property
     def writer(self) -> S3Store:
@@ -133,7 +134,12 @@ def _client(
         skip_signature=access.keys is None and access.provider is None,
         config={name: value for name, value in given.items() if value},  # type: ignore[arg-type]
         credential_provider=access.provider,
-        client_options={"allow_http": True, "connect_timeout": "3s", "timeout": f"{timeout_s}s"},
+        client_options={
+            "allow_http": True,
+            "connect_timeout": "3s",
+            "read_timeout": f"{timeout_s // 2}s",  # so that a server that fell silent is asked again in time
+            "timeout": f"{timeout_s}s",
+        },
         retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_for_s)},
     )
 

@@ -1,15 +1,14 @@
 """Everything that the sources hold, sorted into series: on this machine's disk, so that memory stays flat.
 
 A terabyte of loose DICOM files is millions of headers. They are read in tasks, come here in batches, and leave as
-one entry a series, in the order of the catalog. The file holds real identifiers; only this user can read it, and it
-is gone when the inventory is closed or its process ends.
+one entry a series, in the order of the catalog. The file holds real identifiers; only this user can read it, it has no
+name, and it is gone when the inventory is closed or its process ends, however it ends.
 """
 
 from __future__ import annotations
 
 import pickle
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -124,8 +123,7 @@ class Inventory:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix="tomoray-inventory-")  # noqa: SIM115 - closed by `close`; mode 0600
-        self._db = sqlite3.connect(self._file.name)
+        self._db = sqlite3.connect("")  # a private file in TMPDIR, removed as soon as it is open
         self._db.executescript(_SCHEMA)
 
     def __enter__(self) -> Inventory:
@@ -137,7 +135,6 @@ class Inventory:
     def close(self) -> None:
         """Forget everything."""
         self._db.close()
-        self._file.close()
 
     def __len__(self) -> int:
         return int(self._one("SELECT count(*) FROM entry"))

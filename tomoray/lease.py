@@ -3,7 +3,8 @@
     ARCHIVE/run.json    who writes, and how far; there only while a run lasts
 
 A run that was killed leaves its mark behind. The next one takes it over: at once where the process is known to be
-dead, else when the mark has not been renewed for a minute.
+dead, else when the mark has not been renewed for a minute. A run that lived on all the same (its machine slept, its
+network was cut) finds a foreign mark, and stops before it writes another row.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,58 +45,103 @@ class Progress:
             return dict(self._counts)
 
 
-@contextmanager
-def lease(store: Store, progress: Progress) -> Iterator[None]:
-    """Be the only writer of the archive in `store` for as long as the body runs, and renew the mark meanwhile.
+class Lease:
+    """The right to be the only writer of the archive in `store`, for as long as the body of its `with` runs.
+
+    The mark is renewed meanwhile. At the end it is removed, with all that writers that were killed left unfinished.
 
     Raises:
-        Fatal: another run writes there.
+        Fatal: on entering, where another run writes there.
+
+    Example:
+        >>> with Lease(archive.store, Progress(total=12)) as lease:
+        ...     lease.check()
     """
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-    if not store.write_new(MARK, _mark(me, progress)):
-        other = read_run(store)
+
+    def __init__(self, store: Store, progress: Progress) -> None:
+        self._store = store
+        self._progress = progress
+        me, host = os.getpid(), socket.gethostname()
+        self._me = {"host": host, "pid": me, "born": _born(me), "id": os.urandom(8).hex()}
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._take()
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._renewing.join()
+        with suppress(TomoRayError):  # of a mark that stays, the next run finds that its process is dead
+            if self._other() is None:
+                self._store.clear_partial()
+                self._store.delete([MARK])
+
+    def check(self) -> None:
+        """Ask whether this run is still the one that writes. Raises `Fatal` where another one is."""
+        other = self._other()
+        if other is not None:
+            raise Fatal(
+                f"{self._store.url} was taken over by process {other['pid']} on {other['host']}, as this run had not "
+                "renewed its mark for a minute; that one goes on, and nothing is lost"
+            )
+
+    def _take(self) -> None:
+        if self._store.write_new(MARK, self._mark()):
+            return
+        other = self._other()  # not so where an answer was lost, and the mark that is there is our own
         if other is not None and not _is_dead(other):
             raise Fatal(
-                f"{store.url} is being written by process {other['pid']} on {other['host']}; wait for it "
-                f"(tomoray watch {store.url}), or stop it"
+                f"{self._store.url} is being written by process {other['pid']} on {other['host']}; wait for it "
+                f"(tomoray watch {self._store.url}), or stop it"
             )
-        store.write(MARK, _mark(me, progress))
-    ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(store, me, progress, ended), daemon=True)
-    renewing.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        renewing.join()
-        with suppress(TomoRayError):
-            store.delete([MARK])
+        self._store.write(MARK, self._mark())
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_S):
+            with suppress(TomoRayError):  # the run itself meets the same trouble, and says so
+                if self._other() is None:
+                    self._store.write(MARK, self._mark())
+
+    def _other(self) -> dict[str, Any] | None:
+        run = read_run(self._store)
+        return None if run is None or run["id"] == self._me["id"] else run
+
+    def _mark(self) -> bytes:
+        return to_json({**self._me, "renewed": time.time(), "progress": self._progress.snapshot()})
 
 
 def read_run(store: Store) -> dict[str, Any] | None:
-    """What the run that writes now says of itself, and `age_s` since it did; None where nobody writes."""
+    """What the run that writes now says of itself, and `age_s` since it did; None where nobody writes.
+
+    A mark that cannot be understood is nobody's: the next run takes it over.
+    """
     try:
         run: dict[str, Any] = json.loads(store.read(MARK))
-        return {**run, "age_s": max(0.0, time.time() - float(run["renewed"]))}
+        known = {"host": str(run["host"]), "pid": int(run["pid"]), "born": run.get("born"), "id": str(run["id"])}
+        return {**known, "progress": dict(run["progress"]), "age_s": max(0.0, time.time() - float(run["renewed"]))}
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # a mark of a later release, or a torn one
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _is_dead(run: dict[str, Any]) -> bool:
+    """True where nobody has renewed the mark for long, or its process ran here and is no more."""
     if run["age_s"] > STALE_S:
         return True
-    return bool(
-        run["host"] == socket.gethostname() and not Path(f"/proc/{run['pid']}").exists() and Path("/proc").exists()
-    )
+    return bool(run["host"] == socket.gethostname() and run["born"] is not None and _born(run["pid"]) != run["born"])
 
 
-def _renew(store: Store, me: dict[str, Any], progress: Progress, ended: threading.Event) -> None:
-    while not ended.wait(RENEW_S):
-        with suppress(TomoRayError):  # the run itself meets the same trouble, and says so
-            store.write(MARK, _mark(me, progress))
+def _born(pid: int) -> str | None:
+    """When a process began, in ticks of this machine; None where it is dead, or the system does not say (proc(5)).
 
-
-def _mark(me: dict[str, Any], progress: Progress) -> bytes:
-    return to_json({**me, "renewed": time.time(), "progress": progress.snapshot()})
+    A container that starts again has the same name and often the same process id, so these alone tell nothing.
+    """
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else rest[18]

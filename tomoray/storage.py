@@ -10,11 +10,12 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -23,7 +24,9 @@ from obstore.store import LocalStore, S3Store
 from pyarrow import fs
 
 from tomoray.bucket import Bucket, other_trouble
-from tomoray.errors import Fatal, TomoRayError, Usage
+from tomoray.errors import Fatal, TomoRayError, Transient, Usage
+
+T = TypeVar("T")
 
 _PART = 16 * 2**20  # larger objects go to S3 in parts of this size
 
@@ -61,18 +64,21 @@ class Store:
 
     def read(self, key: str) -> bytes:
         """The whole object. Raises `FileNotFoundError` where there is none."""
-        with self._translated(key):
-            return bytes(obstore.get(self._place.reader, self._path(key)).bytes())
+        return self._patiently(key, lambda: bytes(obstore.get(self._place.reader, self._path(key)).bytes()))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`, which lies in the object; fewer where it ends. Raises `FileNotFoundError`."""
-        with self._translated(key):
-            return bytes(obstore.get_range(self._place.reader, self._path(key), start=start, length=length))
+        path = self._path(key)
+        return self._patiently(
+            key, lambda: bytes(obstore.get_range(self._place.reader, path, start=start, length=length))
+        )
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object in one step: readers see the old bytes or the new ones, never a part."""
-        with self._translated(key):
-            obstore.put(self._place.writer, self._path(key), data, chunk_size=_PART)
+        try:
+            self._patiently(key, lambda: obstore.put(self._place.writer, self._path(key), data, chunk_size=_PART))
+        except FileNotFoundError as error:  # its temporary name, or its upload in parts: another writer tidied up
+            raise Transient(f"{self.url}: an object went away while it was written; try again") from error
 
     def write_new(self, key: str, data: bytes) -> bool:
         """Put an object only where there is none; False where there is one. One of many writers wins."""
@@ -86,8 +92,7 @@ class Store:
     def exists(self, key: str) -> bool:
         """True where `read` would find an object."""
         try:
-            with self._translated(key):
-                obstore.head(self._place.reader, self._path(key))
+            self._patiently(key, lambda: obstore.head(self._place.reader, self._path(key)))
         except FileNotFoundError:
             return False
         return True
@@ -95,8 +100,9 @@ class Store:
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders right below `prefix`, sorted. Costs one request per 1000, however deep they are."""
         try:
-            with self._translated(prefix):
-                found = obstore.list_with_delimiter(self._place.reader, self._path(prefix) or None)
+            found = self._patiently(
+                prefix, lambda: obstore.list_with_delimiter(self._place.reader, self._path(prefix) or None)
+            )
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
@@ -111,28 +117,35 @@ class Store:
         With `after`, those whose key is greater.
         """
         offset = self._path(after) if after else None
-        try:
-            with self._translated(prefix):
-                for chunk in obstore.list(
-                    self._place.reader, self._path(prefix) or None, offset=offset, chunk_size=1000
-                ):
-                    for item in chunk:
-                        yield ObjectInfo(key=self._key(item["path"]), size_bytes=item["size"])
-        except FileNotFoundError:
-            return
+        pauses_s = _pauses_s()
+        while True:
+            try:
+                with self._translated(prefix):
+                    for chunk in obstore.list(
+                        self._place.reader, self._path(prefix) or None, offset=offset, chunk_size=1000
+                    ):
+                        for item in chunk:
+                            offset = item["path"]  # S3 lists by key, so that it can go on from here
+                            yield ObjectInfo(key=self._key(item["path"]), size_bytes=item["size"])
+                return
+            except FileNotFoundError:
+                return
+            except Transient:
+                pause_s = next(pauses_s, None)
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
 
     def stat(self, key: str) -> tuple[int, str]:
         """Length in bytes, and a tag that changes with the content. Raises `FileNotFoundError` where there is none."""
-        with self._translated(key):
-            found = obstore.head(self._place.reader, self._path(key))
+        found = self._patiently(key, lambda: obstore.head(self._place.reader, self._path(key)))
         return int(found["size"]), str(found["e_tag"] or found["last_modified"])
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; absent ones are no error."""
         paths = [self._path(key) for key in keys]
         if paths:
-            with self._translated(""):
-                self._place.delete(paths)
+            self._patiently("", lambda: self._place.delete(paths))
 
     def delete_all(self) -> None:
         """Delete every object below this prefix, and what writers that were killed left unfinished there."""
@@ -171,6 +184,19 @@ class Store:
 
     def _key(self, path: str) -> str:
         return path.removeprefix(f"{self._prefix}/") if self._prefix else path
+
+    def _patiently(self, key: str, call: Callable[[], T]) -> T:
+        """Call again where an answer was cut off: obstore repeats a request only until its answer begins."""
+        pauses_s = _pauses_s()
+        while True:
+            try:
+                with self._translated(key):
+                    return call()
+            except Transient:
+                pause_s = next(pauses_s, None)
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -211,6 +237,14 @@ def open_store(url: str) -> Store:
     if not url:
         raise Usage("the path is empty; wanted a path or s3://bucket/prefix")
     return Store(_Folder(Path(url).expanduser().resolve()))
+
+
+def _pauses_s(within_s: float = 60.0) -> Iterator[float]:
+    """Ever longer pauses, until a minute is over. What obstore has given up by itself took longer."""
+    until, pause_s = time.monotonic() + within_s, 0.1
+    while time.monotonic() < until:
+        yield pause_s
+        pause_s = min(2 * pause_s, 5.0)
 
 
 class _Place(Protocol):

@@ -11,7 +11,7 @@ from tomoray import phantom
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import PhantomConfig, PreprocessConfig
-from tomoray.errors import Fatal
+from tomoray.errors import Fatal, Transient
 from tomoray.storage import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -152,3 +152,53 @@ def test_a_scan_that_was_deleted_is_stored_again(cohort, tmp_path):
 
     assert (result["stored"], result["skipped"]) == (1, 2)
     assert bytes_of(tmp_path / "archive") == before
+
+
+def test_a_scan_that_was_replaced_while_the_run_was_killed_is_removed_by_the_next(cohort, tmp_path):
+    source, archive = tmp_path / "source", tmp_path / "archive"
+    shutil.copytree(sorted(cohort.iterdir())[0], source)
+    preprocess.run(config_of(source, archive))
+    (old,) = (archive / "scans").iterdir()
+    shutil.copytree(old, tmp_path / "old")
+    sorted(source.rglob("ct/*.dcm"), key=lambda path: path.name)[-1].unlink()
+    preprocess.run(config_of(source, archive))
+    after = bytes_of(archive)
+    shutil.copytree(tmp_path / "old", old)  # as if it had been killed after the rows and before the deletion
+
+    preprocess.run(config_of(source, archive))
+
+    assert not old.exists()
+    assert bytes_of(archive) == after
+
+
+def test_complete_scans_outlive_a_lost_catalog(cohort, tmp_path):
+    preprocess.run(config_of(cohort, tmp_path / "archive"))
+    before = bytes_of(tmp_path / "archive")
+    shutil.rmtree(tmp_path / "archive" / "catalog")
+    one = tmp_path / "one"
+    one.symlink_to(sorted(cohort.iterdir())[0])
+
+    preprocess.run(config_of(one, tmp_path / "archive"))
+
+    after = bytes_of(tmp_path / "archive")
+    assert {path: after[path] for path in before if path.startswith("scans/")} == {
+        path: digest for path, digest in before.items() if path.startswith("scans/")
+    }
+
+
+def test_rows_of_a_flush_that_met_trouble_come_with_the_next(cohort, tmp_path, monkeypatch):
+    preprocess.run(config_of(cohort, tmp_path / "whole"))
+    upsert, troubles = Catalog.upsert, iter([Transient("the bucket is busy")] * 2)
+
+    def in_trouble(self, rows):
+        for trouble in troubles:
+            raise trouble
+        upsert(self, rows)
+
+    monkeypatch.setattr(Catalog, "upsert", in_trouble)
+    monkeypatch.setattr(preprocess, "FLUSH_EVERY_S", 0)
+
+    preprocess.run(config_of(cohort, tmp_path / "archive"))
+
+    assert next(troubles, None) is None
+    assert bytes_of(tmp_path / "archive") == bytes_of(tmp_path / "whole")

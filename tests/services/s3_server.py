@@ -44,6 +44,7 @@ caps mon = "allow rw"
 caps osd = "allow rwx"
 """
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "ceph-authtool", "monmaptool", "radosgw-admin")
+GATEWAY = ("radosgw", "-n", "client.rgw")
 CONFIG = """
 [global]
 fsid = {fsid}
@@ -134,7 +135,7 @@ def start_gateway(folder: Path, port: int, daemons: list[subprocess.Popen[bytes]
     fsid, osd_id = str(uuid.uuid4()), str(uuid.uuid4())
     conf = folder / "ceph.conf"
     conf.write_text(CONFIG.format(folder=folder, fsid=fsid, port=port, mon_port=mon_port, mon_port_v1=mon_port_v1))
-    environment = {**os.environ, "CEPH_ARGS": f"-c {conf}"}
+    environment = with_conf(folder)
 
     def run(*command: str) -> str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -142,25 +143,32 @@ def start_gateway(folder: Path, port: int, daemons: list[subprocess.Popen[bytes]
             raise SystemExit(f"{command[0]} failed: {done.stderr.strip()}; logs are in {folder}")
         return done.stdout
 
-    def serve(*command: str) -> None:
-        with (folder / f"{command[0]}.out").open("wb") as out:
-            daemons.append(
-                subprocess.Popen([*command, "-f"], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-            )
-
     (folder / "keyring").write_text(KEYRING.format(key=run("ceph-authtool", "--gen-print-key").strip()))
     monmap = f"{folder}/monmap"
     addresses = f"[v2:127.0.0.1:{mon_port},v1:127.0.0.1:{mon_port_v1}]"
     run("monmaptool", "--create", "--addv", "a", addresses, "--fsid", fsid, monmap)
     run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", f"{folder}/keyring")
-    serve("ceph-mon", "-i", "a")
+    daemons.append(serve(folder, "ceph-mon", "-i", "a"))
     run("ceph", "--connect-timeout", "30", "osd", "new", osd_id, "0")
     run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_id)
-    serve("ceph-osd", "-i", "0")
-    serve("radosgw", "-n", "client.rgw")
+    daemons.append(serve(folder, "ceph-osd", "-i", "0"))
+    daemons.append(serve(folder, *GATEWAY))
     keys = ("--access-key", ACCESS_KEY_ID, "--secret-key", SECRET_ACCESS_KEY)
     wait_for(f"http://127.0.0.1:{port}", daemons, folder)
     run("radosgw-admin", "user", "create", "--uid", "test", "--display-name", "test", *keys)
+
+
+def serve(folder: Path, *command: str) -> subprocess.Popen[bytes]:
+    """Start one of Ceph's programs as a child."""
+    with (folder / f"{command[0]}.out").open("ab") as out:
+        return subprocess.Popen(
+            [*command, "-f"], env=with_conf(folder), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
+
+
+def with_conf(folder: Path) -> dict[str, str]:
+    """The environment in which Ceph's programs find their server."""
+    return {**os.environ, "CEPH_ARGS": f"-c {folder / 'ceph.conf'}"}
 
 
 def wait_for(endpoint: str, daemons: list[subprocess.Popen[bytes]], folder: Path, within_s: float = 90) -> None:

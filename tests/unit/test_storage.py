@@ -1,8 +1,12 @@
 import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tomoray.errors import Fatal, Usage
+from tomoray.errors import Fatal, Transient, Usage
 from tomoray.storage import ObjectInfo, open_store
 
 
@@ -105,3 +109,72 @@ def test_arrow_sees_the_same_objects(tmp_path):
     with filesystem.open_output_stream(f"{path}/checkpoint") as stream:
         stream.write(b"weights")
     assert store.read("checkpoint") == b"weights"
+
+
+@contextmanager
+def answering(*answers: tuple[int, bytes], cut: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """A server that gives these answers one after the other, the last for ever: its URL, and what it was asked.
+
+    Of the first `cut` answers the end is missing.
+    """
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = answers[min(len(asked), len(answers) - 1)]
+            asked.append(f"{self.command} {self.path}")
+            self.send_response(status)
+            self.close_connection = len(asked) <= cut
+            self.send_header("Content-Length", str(len(body) + 9 * self.close_connection))
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_PUT  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def test_a_busy_bucket_is_asked_until_it_answers(monkeypatch):
+    busy = (503, b"<Error><Code>SlowDown</Code></Error>")
+    with answering(*[busy] * 12, (200, b"")) as (url, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        open_store("s3://b").write("a", b"bytes")
+    assert asked == ["PUT /b/a"] * 13
+
+
+def test_an_upload_that_another_writer_cut_off_can_be_tried_again(monkeypatch):
+    with answering((404, b"<Error><Code>NoSuchUpload</Code></Error>")) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(Transient, match=r"^s3://b: an object went away while it was written; try again$"):
+            open_store("s3://b").write("a", b"bytes")
+
+
+PAGE = b"""<ListBucketResult><Name>b</Name><Prefix>x/</Prefix><KeyCount>1</KeyCount><IsTruncated>false</IsTruncated>
+<Contents><Key>x/a</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>"1"</ETag><Size>7</Size></Contents>
+</ListBucketResult>"""
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(monkeypatch):
+    with answering((200, PAGE), cut=2) as (url, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert open_store("s3://b/x").list() == [ObjectInfo(key="a", size_bytes=7)]
+    assert len(asked) == 3
+    with answering((404, b"<Error><Code>NoSuchKey</Code></Error>"), cut=2) as (url, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(FileNotFoundError):
+            open_store("s3://b/x").read("a")
+    assert len(asked) == 3
