@@ -17,7 +17,7 @@ from pydicom.filereader import dcmread, read_partial
 from pydicom.tag import BaseTag
 
 from tomoray import elements, tags
-from tomoray.elements import Elements, Ended, Unusual, Values
+from tomoray.elements import Elements, Ended, FileMeta, Unusual, Values
 
 MAX_INFLATED_BYTES = 2**30  # of a deflated file; a CT volume of 2000 slices
 _INFLATED_AT_ONCE = 65_536
@@ -92,11 +92,12 @@ def parse(data: bytes | memoryview, *, whole: bool) -> Elements | None:
             dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES])
             if not (whole or reached_pixels):
                 return None
-            syntax = _text(dataset.file_meta, tags.TRANSFER_SYNTAX)
-            deflated = syntax == tags.DEFLATED
+            meta = _file_meta(dataset)
+            deflated = meta.transfer_syntax == tags.DEFLATED
+            own = {tag: _value(dataset, tag) for tag in tags.WANTED if tag in dataset}
             return Elements(
-                transfer_syntax=syntax,
-                values=_first_frame(dataset) | {tag: _value(dataset, tag) for tag in tags.WANTED if tag in dataset},
+                transfer_syntax=meta.transfer_syntax,
+                values=meta.fill(_first_frame(dataset) | own),
                 frames=_frames(dataset),
                 referenced_series=_referenced_series(dataset),
                 pixels_offset=None if deflated else offset,
@@ -115,14 +116,14 @@ def _check_inflation(data: bytes) -> None:
     if tags.DEFLATED.encode() not in data:
         return
     try:
-        syntax, start = elements.file_meta(data)
+        meta = elements.file_meta(data)
     except (Unusual, Ended) as error:
         raise NotDicomError("it may be deflated, and its file meta information is malformed") from error
-    if syntax != tags.DEFLATED:
+    if meta.transfer_syntax != tags.DEFLATED:
         return
     inflater, size_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
-        for position in range(start, len(data), _INFLATED_AT_ONCE):
+        for position in range(meta.end, len(data), _INFLATED_AT_ONCE):
             chunk = data[position : position + _INFLATED_AT_ONCE]
             while chunk:
                 size_bytes += len(inflater.decompress(chunk, 16 * _INFLATED_AT_ONCE))
@@ -131,6 +132,13 @@ def _check_inflation(data: bytes) -> None:
                     raise NotDicomError(f"it inflates to more than {MAX_INFLATED_BYTES} bytes")
     except zlib.error:  # pydicom says so
         return
+
+
+def _file_meta(dataset: Dataset) -> FileMeta:
+    found = dataset.file_meta
+    return FileMeta(
+        _text(found, tags.TRANSFER_SYNTAX), _text(found, tags.META_SOP_CLASS), _text(found, tags.META_SOP_UID), 0
+    )
 
 
 def _frames(dataset: Dataset) -> tuple[Values, ...]:
