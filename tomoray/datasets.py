@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from struct import pack
 from typing import Any
 
-from pydicom import Dataset, config
+from pydicom import DataElement, Dataset, config
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import dcmread, read_partial
 from pydicom.tag import BaseTag
 
 from tomoray import elements, tags
-from tomoray.elements import Elements, Ended, Unusual, Values
+from tomoray.elements import Elements, Ended, FileMeta, Unusual, Values
 
 MAX_INFLATED_BYTES = 2**30  # of a deflated file; a CT volume of 2000 slices
 _INFLATED_AT_ONCE = 65_536
@@ -49,11 +49,19 @@ class NotDicomError(Exception):
 
 
 def read_dataset(data: bytes) -> Dataset:
-    """Read a whole file. Raises `NotDicomError` where it cannot be parsed."""
+    """Read a whole file. Class and instance UID are those of the file meta information where the data set has none.
+
+    Raises `NotDicomError` where it cannot be parsed.
+    """
     _check_inflation(data)
     try:
         with quiet_pydicom():
-            return dcmread(io.BytesIO(data))
+            dataset = dcmread(io.BytesIO(data))
+            meta = _file_meta(dataset)
+            for tag, uid in ((tags.SOP_CLASS, meta.sop_class), (tags.SOP_UID, meta.sop_uid)):
+                if uid and not _text(dataset, tag):
+                    dataset[tag] = DataElement(tag, "UI", uid)
+            return dataset
     except Exception as error:  # a parser of broken bytes can raise anything; each file must be accounted for
         raise NotDicomError(f"the file cannot be parsed ({type(error).__name__})") from error
 
@@ -92,11 +100,12 @@ def parse(data: bytes | memoryview, *, whole: bool) -> Elements | None:
             dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES])
             if not (whole or reached_pixels):
                 return None
-            syntax = _text(dataset.file_meta, tags.TRANSFER_SYNTAX)
-            deflated = syntax == tags.DEFLATED
+            meta = _file_meta(dataset)
+            deflated = meta.transfer_syntax == tags.DEFLATED
+            own = {tag: _value(dataset, tag) for tag in tags.WANTED if tag in dataset}
             return Elements(
-                transfer_syntax=syntax,
-                values=_first_frame(dataset) | {tag: _value(dataset, tag) for tag in tags.WANTED if tag in dataset},
+                transfer_syntax=meta.transfer_syntax,
+                values=meta.fill(_first_frame(dataset) | own),
                 frames=_frames(dataset),
                 referenced_series=_referenced_series(dataset),
                 pixels_offset=None if deflated else offset,
@@ -115,14 +124,14 @@ def _check_inflation(data: bytes) -> None:
     if tags.DEFLATED.encode() not in data:
         return
     try:
-        syntax, start = elements.file_meta(data)
+        meta = elements.file_meta(data)
     except (Unusual, Ended) as error:
         raise NotDicomError("it may be deflated, and its file meta information is malformed") from error
-    if syntax != tags.DEFLATED:
+    if meta.transfer_syntax != tags.DEFLATED:
         return
     inflater, size_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
-        for position in range(start, len(data), _INFLATED_AT_ONCE):
+        for position in range(meta.end, len(data), _INFLATED_AT_ONCE):
             chunk = data[position : position + _INFLATED_AT_ONCE]
             while chunk:
                 size_bytes += len(inflater.decompress(chunk, 16 * _INFLATED_AT_ONCE))
@@ -131,6 +140,13 @@ def _check_inflation(data: bytes) -> None:
                     raise NotDicomError(f"it inflates to more than {MAX_INFLATED_BYTES} bytes")
     except zlib.error:  # pydicom says so
         return
+
+
+def _file_meta(dataset: Dataset) -> FileMeta:
+    found = dataset.file_meta
+    return FileMeta(
+        _text(found, tags.TRANSFER_SYNTAX), _text(found, tags.META_SOP_CLASS), _text(found, tags.META_SOP_UID), 0
+    )
 
 
 def _frames(dataset: Dataset) -> tuple[Values, ...]:
@@ -171,7 +187,7 @@ def _referenced_series(dataset: Dataset) -> str:
 
 
 def _text(dataset: Dataset, tag: int) -> str:
-    return _value(dataset, tag).decode().strip(" \0")
+    return _value(dataset, tag).decode(errors="replace").strip(" \0")
 
 
 def _value(dataset: Dataset, tag: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_VR
@@ -21,8 +22,12 @@ from tomoray.tags import (
     FIRST_PIXEL_TAGS,
     IMPLICIT,
     META_LENGTH,
+    META_SOP_CLASS,
+    META_SOP_UID,
     PIXEL_DATA,
     SEQUENCES,
+    SOP_CLASS,
+    SOP_UID,
     TRANSFER_SYNTAX,
     WANTED,
 )
@@ -49,7 +54,8 @@ class Elements:
 
     Attributes:
         transfer_syntax: UID, or an empty string.
-        values: of the elements of the data set.
+        values: of the elements of the data set; SOP class and instance UID of the file meta information where the data
+            set has none.
         frames: of an enhanced instance, the values of each frame's functional groups, under the tags of the classic
             elements that say the same.
         referenced_series: the UID that a segmentation or a structure set refers to, or an empty string.
@@ -63,6 +69,22 @@ class Elements:
     referenced_series: str = ""
     pixels_offset: int | None = None
     pixels_length: int | None = None
+
+
+class FileMeta(NamedTuple):
+    """What is read of the file meta information (PS3.10 7.1): UIDs or empty strings, and where it ends."""
+
+    transfer_syntax: str
+    sop_class: str
+    sop_uid: str
+    end: int
+
+    def fill(self, values: dict[int, bytes]) -> Values:
+        """`values`, with the class and the instance UID from here where they have none."""
+        for tag, uid in ((SOP_CLASS, self.sop_class), (SOP_UID, self.sop_uid)):
+            if uid and not values.get(tag, b"").strip(b" \0"):
+                values[tag] = uid.encode()
+        return values
 
 
 class Unusual(Exception):
@@ -89,27 +111,29 @@ def walk(data: bytes | memoryview, *, whole: bool) -> Elements | None:
     if bytes(data[128:132]) != b"DICM":
         raise Unusual
     try:
-        syntax, start = file_meta(data)
+        meta = file_meta(data)
+        syntax = meta.transfer_syntax
         if syntax == IMPLICIT:
-            return _walk_implicit(data, start, whole=whole)
+            return _walk_implicit(data, meta, whole=whole)
         if syntax != EXPLICIT and not syntax.startswith(_WALKED_SYNTAX_PREFIXES):
             raise Unusual
-        return _walk_explicit(data, start, syntax, whole=whole)
+        return _walk_explicit(data, meta, whole=whole)
     except Ended:
         if whole:
             raise Unusual from None
         return None
 
 
-def file_meta(data: bytes | memoryview) -> tuple[str, int]:
-    """The transfer syntax of a file with a preamble, and where its data set starts (PS3.10 7.1).
+def file_meta(data: bytes | memoryview) -> FileMeta:
+    """The file meta information of a file with a preamble (PS3.10 7.1).
 
     Raises:
         Unusual: the file meta information needs a general parser.
         Ended: `data` ends within it.
     """
     end = len(data)
-    position, last, syntax = 132, -1, ""
+    position, last = 132, -1
+    uids = {TRANSFER_SYNTAX: "", META_SOP_CLASS: "", META_SOP_UID: ""}
     while True:
         if position + 8 > end:
             raise Ended
@@ -125,19 +149,20 @@ def file_meta(data: bytes | memoryview) -> tuple[str, int]:
             length, position = _long_length(data, position)
         elif vr not in _SHORT_VRS:
             raise Unusual
-        if tag == TRANSFER_SYNTAX:
+        if tag in uids:
             value = bytes(data[position : position + length])
             if vr != b"UI" or not value.isascii():
                 raise Unusual
-            syntax = value.decode().strip(" \0")
+            uids[tag] = value.decode().strip(" \0")
         position += length
     if group == 0:  # a command set
         raise Unusual
-    return syntax, position
+    return FileMeta(uids[TRANSFER_SYNTAX], uids[META_SOP_CLASS], uids[META_SOP_UID], position)
 
 
-def _walk_explicit(data: bytes | memoryview, position: int, syntax: str, *, whole: bool) -> Elements | None:
-    end, last, values = len(data), 0, {}
+def _walk_explicit(data: bytes | memoryview, meta: FileMeta, *, whole: bool) -> Elements | None:
+    end, position, last = len(data), meta.end, 0
+    values: dict[int, bytes] = {}
     while position + 8 <= end:
         group, element, vr, length = _explicit(data, position)
         tag = group << 16 | element
@@ -155,7 +180,7 @@ def _walk_explicit(data: bytes | memoryview, position: int, syntax: str, *, whol
             values[tag] = _value(data, position, length, vr)
         elif tag in _STOPS:
             if tag == PIXEL_DATA:
-                return _with_pixels(syntax, values, position, length)
+                return _with_pixels(meta, values, position, length)
             if tag != CHARACTER_SET or vr != b"CS":
                 raise Unusual
             _check_character_set(_value(data, position, length, b""))
@@ -165,11 +190,12 @@ def _walk_explicit(data: bytes | memoryview, position: int, syntax: str, *, whol
             position = _skip_sequence(data, position, explicit=True, depth=0)
             continue
         position += length
-    return _without_pixels(syntax, values, position, end, whole=whole)
+    return _without_pixels(meta, values, position, end, whole=whole)
 
 
-def _walk_implicit(data: bytes | memoryview, position: int, *, whole: bool) -> Elements | None:
-    end, last, values = len(data), 0, {}
+def _walk_implicit(data: bytes | memoryview, meta: FileMeta, *, whole: bool) -> Elements | None:
+    end, position, last = len(data), meta.end, 0
+    values: dict[int, bytes] = {}
     if bytes(data[position + 4 : position + 6]).isupper():  # explicit, whatever the transfer syntax says
         raise Unusual
     while position + 8 <= end:
@@ -183,7 +209,7 @@ def _walk_implicit(data: bytes | memoryview, position: int, *, whole: bool) -> E
             values[tag] = _value(data, position, length, WANTED[tag][0].encode())
         elif tag in _STOPS:
             if tag == PIXEL_DATA:
-                return _with_pixels(IMPLICIT, values, position, length)
+                return _with_pixels(meta, values, position, length)
             if tag != CHARACTER_SET:
                 raise Unusual
             _check_character_set(_value(data, position, length, b""))
@@ -192,27 +218,29 @@ def _walk_implicit(data: bytes | memoryview, position: int, *, whole: bool) -> E
             position = _skip_sequence(data, position, explicit=False, depth=0)
             continue
         position += length
-    return _without_pixels(IMPLICIT, values, position, end, whole=whole)
+    return _without_pixels(meta, values, position, end, whole=whole)
 
 
 _STOPS = {CHARACTER_SET, *SEQUENCES, *FIRST_PIXEL_TAGS}
 
 
-def _with_pixels(syntax: str, values: Values, position: int, length: int) -> Elements:
+def _with_pixels(meta: FileMeta, values: dict[int, bytes], position: int, length: int) -> Elements:
     return Elements(
-        transfer_syntax=syntax,
-        values=values,
+        transfer_syntax=meta.transfer_syntax,
+        values=meta.fill(values),
         pixels_offset=position,
         pixels_length=length if length != UNDEFINED_LENGTH else None,
     )
 
 
-def _without_pixels(syntax: str, values: Values, position: int, end: int, *, whole: bool) -> Elements | None:
+def _without_pixels(
+    meta: FileMeta, values: dict[int, bytes], position: int, end: int, *, whole: bool
+) -> Elements | None:
     if not whole:
         return None
     if position != end:
         raise Unusual
-    return Elements(transfer_syntax=syntax, values=values)
+    return Elements(transfer_syntax=meta.transfer_syntax, values=meta.fill(values))
 
 
 def _long_length(data: bytes | memoryview, position: int) -> tuple[int, int]:

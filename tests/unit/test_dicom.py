@@ -15,6 +15,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import (
     UID,
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -24,7 +25,7 @@ from pydicom.uid import (
 )
 
 from tomoray import datasets, elements
-from tomoray.dicom import Instance, NotDicomError, looks_like_dicom, read_instance
+from tomoray.dicom import Instance, NotDicomError, looks_like_dicom, read_dataset, read_instance
 from tomoray.elements import Elements, Unusual
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -385,13 +386,45 @@ def test_walk_and_pydicom_agree_on_real_headers(real_ct, tmp_path):
     assert counts["same"] > 10 * counts["declined"]
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("how", ["empty", "missing"])
+def test_class_and_instance_uid_of_the_file_meta_stand_in_for_those_of_the_data_set(header, syntax, how):
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if how == "empty":
+            setattr(header, keyword, "")
+        else:
+            delattr(header, keyword)
+    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+    buffer = io.BytesIO()
+    header.file_meta.TransferSyntaxUID = syntax
+    header.preamble, header.file_meta.FileMetaInformationGroupLength = bytes(128), 0
+    pydicom.dcmwrite(buffer, header)
+    data = buffer.getvalue()
+
+    instance = read(data)
+
+    assert (instance.sop_class, instance.sop_uid) == (CTImageStorage, "1.2.3.99")
+    assert len(instance.planes) == 1
+    assert (read_dataset(data).SOPClassUID, read_dataset(data).SOPInstanceUID) == (CTImageStorage, "1.2.3.99")
+    assert walked(data) in ("declined", parsed(data))
+
+
+def test_the_data_sets_own_uids_win_over_those_of_the_file_meta(header):
+    header.file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+    buffer = io.BytesIO()
+    header.preamble, header.file_meta.FileMetaInformationGroupLength = bytes(128), 0
+    pydicom.dcmwrite(buffer, header)
+    assert read(buffer.getvalue()).sop_uid == "1.2.3.4.1"
+
+
 def test_values_are_those_that_pydicom_gives(real_ct, tmp_path):
     for name, data in real_files(real_ct, tmp_path):
         if name.endswith("meta_missing_tsyntax.dcm"):
             continue
         instance = read(data)
         dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
-        assert instance.sop_uid == dataset.get("SOPInstanceUID", ""), name
+        of_the_file = dataset.file_meta.get("MediaStorageSOPInstanceUID", "")
+        assert instance.sop_uid == (dataset.get("SOPInstanceUID") or of_the_file), name
         assert instance.patient_id == dataset.get("PatientID", ""), name
         assert (instance.rows, instance.columns) == (dataset.get("Rows"), dataset.get("Columns")), name
         assert instance.kvp == (float(dataset.KVP) if dataset.get("KVP") else instance.kvp), name
