@@ -1,17 +1,23 @@
 """Sources -> archive: one Ray task a series, exactly once.
 
 A task returns a few hundred bytes of metadata; voxels go from the source straight to the archive. The driver holds
-the tasks in flight and the catalog rows of a sixteenth of the series. Run again, it decodes nothing that is there
-already and changes no byte.
+the tasks in flight, the catalog rows of a sixteenth of the series, and at most a thousand that are to be written.
+Run again, it decodes nothing that is there already and changes no byte.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+<<<<<<< HEAD
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+=======
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+>>>>>>> fuzz
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -36,7 +42,7 @@ from tomoray.stack import Rules
 from tomoray.stocktaking import take_stock
 from tomoray.storage import open_store
 
-FLUSH_EVERY_S = 30.0
+FLUSH_EVERY_S, FLUSH_ROWS = 30.0, 1000
 RETRIES = 5  # of a task whose worker or node died, or whose store did not answer for a minute
 REFUSALS_LISTED = 1000
 
@@ -115,7 +121,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.catalog = Catalog(self.ingester.archive.store)
-        self.pending: list[tuple[_Todo, Sequence[Row]]] = []
+        self.pending: list[Row] = []
+        self.outdated: list[str] = []  # scans that pending rows replace
         self.there: frozenset[str] = frozenset()
 
     def result(self) -> dict[str, Any]:
@@ -127,9 +134,11 @@ class _Run:
         ingester = ray.put(self.ingester)
         most_bytes = largest_node_bytes()
 
+        task_of = lru_cache(lambda memory: _ingest.options(memory=memory))
+
         def submit(todo: _Todo) -> ray.ObjectRef[Any]:
             memory = min(task_bytes(todo.entry.voxel_bytes), most_bytes)
-            return _ingest.options(memory=memory).remote(ingester, todo.entry.item)
+            return task_of(memory).remote(ingester, todo.entry.item)
 
         in_flight = self.config.in_flight or 2 * cluster_cpus()
         with track("preprocess", len(self.inventory)) as advance:
@@ -139,7 +148,7 @@ class _Run:
                 rate = f"{self.voxel_bytes / 1e6:.0f} MB, {self.voxel_bytes / 1e6 / seconds:.0f} MB/s"
                 advance(1, f"{rate}, {self.refused} refused")
                 self._tell(seconds)
-                if time.monotonic() - flushed > FLUSH_EVERY_S:
+                if len(self.pending) >= FLUSH_ROWS or time.monotonic() - flushed > FLUSH_EVERY_S:
                     with suppress(Transient):  # the rows are kept, and the next flush brings them
                         self._flush()
                     flushed = time.monotonic()
@@ -209,16 +218,17 @@ class _Run:
                 self.refusals.append({key: row[key] for key in ("series_id", "part", "reason", "evidence")})
         stores = any(row["status"] == "stored" for row in result.rows)
         if stores or not todo.scan_ids:  # what was stored once is not lost when its files are found damaged later
-            self.pending.append((todo, result.rows))
+            self.pending.extend(result.rows)
+            self.outdated.extend(todo.scan_ids.difference(row["scan_id"] for row in result.rows))
 
     def _flush(self) -> None:
         """Write the rows that have come to the catalog, then drop the scans that they replace."""
         self.lease.check()
-        self.catalog.upsert(row for _, rows in self.pending for row in rows)
-        for todo, rows in self.pending:
-            for scan_id in todo.scan_ids.difference(row["scan_id"] for row in rows):
-                self.ingester.archive.delete_scan(scan_id)
+        self.catalog.upsert(self.pending)
+        for scan_id in self.outdated:
+            self.ingester.archive.delete_scan(scan_id)
         self.pending.clear()
+        self.outdated.clear()
 
     def _sweep(self) -> None:
         """Remove what runs that were killed left of input that has changed since."""

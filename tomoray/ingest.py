@@ -20,6 +20,7 @@ from tomoray.stack import Rules
 Row = Mapping[str, Any]
 
 WORKER_BYTES = 300_000_000  # a process with its libraries, before it reads anything
+_STEP_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +32,12 @@ class Ingested:
 
 
 def task_bytes(voxel_bytes: int) -> int:
-    """Memory that ingesting so many voxels takes at most: a worker, the voxels, what is encoded and under way."""
-    return WORKER_BYTES + int(1.6 * voxel_bytes)
+    """Memory that ingesting so many voxels takes at most: a worker, the voxels, what is encoded and under way.
+
+    In steps of 100 MB: Ray keeps a queue, and workers, for every amount that was ever asked for.
+    """
+    wanted = WORKER_BYTES + int(1.6 * voxel_bytes)
+    return -(-wanted // _STEP_BYTES) * _STEP_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
