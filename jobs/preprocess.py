@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-<<<<<<< HEAD
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-=======
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
->>>>>>> fuzz
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
