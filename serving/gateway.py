@@ -145,13 +145,13 @@ class Gateway:
         found: Segmentation | None = await self._handles[model.name].segment_archived.remote(archive, reference.scan_id)
         if found is None:
             raise HttpError(404, "unknown_scan", f"the archive has no scan {reference.scan_id}")
-        geometry, info = found.geometry, found.info
+        geometry, info, header = found.geometry, found.info, found.header
         assert info is not None, "an archived scan has one"
         return Result(
             model=model,
             masks=await asyncio.to_thread(found.masks),
             geometry=geometry,
-            headers=lambda: archived_headers(geometry, info),
+            headers=lambda: archived_headers(geometry, info, header),
             scan_id=info.scan_id,
             seconds={"segment": found.seconds},
             notes=info.notes,

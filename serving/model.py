@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,14 @@ class Segmentation:
     Attributes:
         packed: `np.packbits` of every mask [z, y, x], by label.
         info: of the archived scan; None for one that was sent.
+        header: of the archived scan, as it was archived; empty for one that was sent.
         seconds: what segmenting took.
     """
 
     geometry: Geometry
     packed: Mapping[str, npt.NDArray[np.uint8]]
     info: ScanInfo | None
+    header: Mapping[str, Any]
     seconds: float
 
     def masks(self) -> dict[str, Mask]:
@@ -62,7 +65,7 @@ class SegmentModel:
     def segment(self, scan: tuple[Image, Geometry]) -> Segmentation:
         """Segment a scan that was sent: int16 HU [z, y, x] and where it is. Pass it as an object reference."""
         image_zyx, geometry = scan
-        return self._segment(image_zyx, geometry, None)
+        return self._segment(image_zyx, geometry, None, {})
 
     def segment_archived(self, archive: str, scan_id: str) -> Segmentation | None:
         """Segment a scan of an archive; None where the archive has no such scan."""
@@ -71,14 +74,16 @@ class SegmentModel:
             return None
         scan = opened.scan(scan_id)
         image_zyx: Image = scan.image().read().result()
-        return self._segment(image_zyx, scan.geometry, scan.info)
+        return self._segment(image_zyx, scan.geometry, scan.info, scan.header)
 
-    def _segment(self, image_zyx: Image, geometry: Geometry, info: ScanInfo | None) -> Segmentation:
+    def _segment(
+        self, image_zyx: Image, geometry: Geometry, info: ScanInfo | None, header: Mapping[str, Any]
+    ) -> Segmentation:
         start = time.perf_counter()
         masks = self._segmenter.segment(image_zyx, geometry)
         seconds = time.perf_counter() - start
         packed = {label: np.packbits(mask) for label, mask in masks.items()}
-        return Segmentation(geometry=geometry, packed=packed, info=info, seconds=seconds)
+        return Segmentation(geometry=geometry, packed=packed, info=info, header=header, seconds=seconds)
 
 
 def served_model(name: str, run: Run) -> ServedModel:

@@ -12,7 +12,7 @@ import io
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import highdicom as hd
 import numpy as np
@@ -40,6 +40,13 @@ _AS_IN_SOURCE = (
     "StudyID",
     "AccessionNumber",
     "ReferringPhysicianName",
+)
+# What the source says of its own de-identification (PS3.3 C.7.1.1, C.12.1)
+_CONFORMANCE = (
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "LongitudinalTemporalInformationModified",
 )
 
 
@@ -140,7 +147,7 @@ def write_segmentation(
         series_time=time,
         omit_empty_frames=bool(pixels.any()),
     )
-    for keyword in _AS_IN_SOURCE:
+    for keyword in (*_AS_IN_SOURCE, *_CONFORMANCE):
         if keyword in headers[0]:
             segmentation[keyword] = headers[0][keyword]
     segmentation.InstanceCreationDate, segmentation.InstanceCreationTime = DA(date), TM(time)
@@ -188,10 +195,16 @@ def read_segmentation(dataset: Dataset, geometry: Geometry) -> dict[str, Mask]:
     return masks
 
 
-def archived_headers(geometry: Geometry, info: ScanInfo) -> list[Dataset]:
+def archived_headers(geometry: Geometry, info: ScanInfo, described: Mapping[str, Any]) -> list[Dataset]:
     """CT headers in plane order for a scan of an archive, enough to write a Segmentation of it.
 
     All identifiers are the archive's pseudonyms; dates are unknown and empty.
+
+    Args:
+        geometry: of the scan.
+        info: its provenance.
+        described: its header as it was archived (`Scan.header`), which says how it was de-identified. A scan of volume
+            files has none: its only identifiers are the pseudonyms, so identity is removed.
 
     Raises:
         ValueError: `info` does not have one instance UID a plane.
@@ -216,8 +229,24 @@ def archived_headers(geometry: Geometry, info: ScanInfo) -> list[Dataset]:
         header.SpacingBetweenSlices = _decimal(z_mm)
         header.ImageOrientationPatient = [_decimal(v) for v in orientation]
         header.ImagePositionPatient = [_decimal(v) for v in matrix[:3, 2] * z + matrix[:3, 3]]
+        header.update(_conformance(described))
         headers.append(header)
     return headers
+
+
+def _conformance(described: Mapping[str, Any]) -> Dataset:
+    said = Dataset()
+    said.PatientIdentityRemoved = described.get("PatientIdentityRemoved", "YES")
+    if said.PatientIdentityRemoved != "YES":
+        return said
+    said.DeidentificationMethod = described.get("DeidentificationMethod", "TomoRay, keyed pseudonyms")
+    said.LongitudinalTemporalInformationModified = "REMOVED"  # whatever was archived: no date is in these headers
+    for code in described.get("DeidentificationMethodCodeSequence", ()):
+        item = Dataset()
+        for keyword, value in code.items():
+            setattr(item, keyword, value)
+        said.DeidentificationMethodCodeSequence = [*said.get("DeidentificationMethodCodeSequence", ()), item]
+    return said
 
 
 def hashed_uid(*parts: str) -> str:

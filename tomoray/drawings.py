@@ -12,7 +12,7 @@ from tomoray.dicom import STRUCTURE_SET_STORAGE, NotDicomError, read_dataset
 from tomoray.dicom_seg import read_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.identifiers import is_clean
+from tomoray.identifiers import identifiers, is_clean
 from tomoray.rtstruct import read_rtstruct
 from tomoray.series import DicomFile
 from tomoray.volume import Mask
@@ -49,11 +49,16 @@ def read_drawings(files: Iterable[DicomFile], read: Callable[[str, str], bytes])
 
 
 def draw(
-    drawings: Iterable[Drawing], geometry: Geometry, identifiers: Collection[str] = ()
+    drawings: Iterable[Drawing], geometry: Geometry, of_scan: Collection[str] | None = ()
 ) -> tuple[dict[str, Mask], list[str]]:
     """The masks of all drawings that lie on this grid, by label, and the digests of those drawings.
 
-    A label whose name holds one of `identifiers` is refused: names are stored.
+    Labels' names are stored, so one that holds an identifier is refused.
+
+    Args:
+        drawings: what to try; those that fit are marked.
+        geometry: the grid.
+        of_scan: identifiers of the scan's header, beside which those of the drawing count; None: any name is taken.
     """
     labels: dict[str, Mask] = {}
     digests: list[str] = []
@@ -63,7 +68,8 @@ def draw(
         contours = drawing.dataset.get("SOPClassUID") == STRUCTURE_SET_STORAGE
         try:
             masks = (read_rtstruct if contours else read_segmentation)(drawing.dataset, geometry)
-            if not all(is_clean(name, identifiers) for name in masks):
+            known = None if of_scan is None else identifiers(drawing.dataset).union(of_scan)
+            if known and not all(is_clean(name, known) for name in masks):
                 raise Refused(Reason.LABEL_UNSUPPORTED, "a label's name holds an identifier; wanted a name of no one")
             twice = sorted(masks.keys() & labels.keys())
             if twice:

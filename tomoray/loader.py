@@ -110,7 +110,7 @@ def load_dicom(
             headers=tuple(decoded.headers[ref.instance] for ref in stack.planes) if keep_headers else (),
         )
     if n_scans:  # else drawings share the refusal of their series
-        yield from (_unfit(drawing, source_uri) for drawing in drawings if not drawing.fits)
+        yield from (_unfit(drawing, source_uri, header) for drawing in drawings if not drawing.fits)
 
 
 def load_volume_files(
@@ -167,7 +167,7 @@ class _Header:
 
     described: Deidentified
     source_uri: str
-    identifiers: frozenset[str]
+    identifiers: frozenset[str] | None  # None: they are kept
     refusal: Refused | None
 
 
@@ -179,7 +179,7 @@ def _read_header(instance: Instance, read: Read, deidentifier: Deidentifier, sou
     dataset.pop("PixelData", None)
     described = deidentifier.describe(dataset)
     if deidentifier.config.keep_identifiers:
-        return _Header(described=described, source_uri=source_uri, identifiers=frozenset(), refusal=None)
+        return _Header(described=described, source_uri=source_uri, identifiers=None, refusal=None)
     names = identifiers(dataset)
     suspect = burned_in_suspect(dataset)
     return _Header(
@@ -196,9 +196,12 @@ def _n_instances(stack: Stack) -> int:
     return len({ref.instance for ref in stack.planes})
 
 
-def _unfit(drawing: Drawing, source_uri: str) -> RefusedPart:
+def _unfit(drawing: Drawing, source_uri: str, header: _Header) -> RefusedPart:
     alone = DicomSeries(series_uid="", study_uid="", patient_id="", files=(drawing.file,))
     refusal = drawing.refusal or Refused(Reason.LABEL_WITHOUT_IMAGE, "the series it was drawn on holds no scan")
+    if header.identifiers is not None:
+        own = frozenset() if drawing.dataset is None else identifiers(drawing.dataset)
+        source_uri = scrub_uri(source_uri, header.identifiers | own)
     return RefusedPart(item=alone, refusal=refusal, source_uri=source_uri)
 
 

@@ -76,7 +76,7 @@ class Predictions:
 
     def _segmentation(self, scan: Scan, masks: Mapping[str, Mask]) -> dict[str, bytes]:
         try:
-            headers = archived_headers(scan.geometry, scan.info)
+            headers = archived_headers(scan.geometry, scan.info, scan.header)
         except ValueError as error:
             raise Fatal(f"scan {scan.scan_id} did not come from DICOM ({error}); choose --format nifti") from error
         data = segmentation_file(masks, headers, self.model_sha256, scan.scan_id)

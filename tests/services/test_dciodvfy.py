@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import Dataset
 
 from tomoray.config import PhantomConfig
+from tomoray.deidentify import Deidentifier
 from tomoray.dicom_seg import archived_headers, hashed_uid, write_segmentation
 from tomoray.geometry import Geometry
 from tomoray.phantom import write_patient
+from tomoray.pseudonyms import Pseudonyms
 from tomoray.volume import ScanInfo, ScanUids
 
 
@@ -61,11 +64,12 @@ def test_finds_no_error_in_the_segmentation_of_an_archived_scan(tmp_path: Path, 
         input_sha256="0",
         uids=uids,
     )
+    described = Deidentifier(Pseudonyms(b"a key for tests only, of no worth")).describe(Dataset())
     mask = np.zeros(geometry.shape_zyx, np.uint8)
     mask.flat[200 : 200 + voxels] = 1
     data = write_segmentation(
         {"lungs": mask, "gtv": mask},
-        archived_headers(geometry, info),
+        archived_headers(geometry, info, described.attributes),
         algorithm="TomoRay test",
         algorithm_version="1",
         uid_seed="s",

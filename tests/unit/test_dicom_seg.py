@@ -14,9 +14,14 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from tomoray.config import DeidentifyConfig
+from tomoray.deidentify import Deidentifier
 from tomoray.dicom_seg import archived_headers, hashed_uid, read_segmentation, write_segmentation
+from tomoray.drawings import Drawing, draw
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
+from tomoray.pseudonyms import Pseudonyms
+from tomoray.series import DicomFile
 from tomoray.volume import Mask, ScanInfo, ScanUids
 
 SHAPE = (6, 20, 24)
@@ -44,8 +49,11 @@ def info(planes: int = SHAPE[0], **changes: object) -> ScanInfo:
     return ScanInfo(**(values | changes))
 
 
-def headers(geometry: Geometry = GEOMETRY) -> list[Dataset]:
-    return archived_headers(geometry, info(geometry.shape_zyx[0], sex="F", manufacturer="M", slice_thickness_mm=3.0))
+def headers(geometry: Geometry = GEOMETRY, *, keep_identifiers: bool = False) -> list[Dataset]:
+    options = DeidentifyConfig(keep_identifiers=keep_identifiers)
+    described = Deidentifier(Pseudonyms(b"a key for tests only, of no worth"), options).describe(Dataset())
+    of_scan = info(geometry.shape_zyx[0], sex="F", manufacturer="M", slice_thickness_mm=3.0)
+    return archived_headers(geometry, of_scan, described.attributes)
 
 
 def masks(*, overlap: bool) -> dict[str, Mask]:
@@ -206,7 +214,35 @@ def test_archived_headers_hold_pseudonyms_only() -> None:
     assert (header.SliceThickness, header.SpacingBetweenSlices) == (3.0, 2.5)
     assert "PatientName" not in header
     with pytest.raises(ValueError, match="5 instance UIDs for 6 planes"):
-        archived_headers(GEOMETRY, info(5))
+        archived_headers(GEOMETRY, info(5), {})
+
+
+def test_segmentation_of_an_archived_scan_says_how_it_was_deidentified() -> None:
+    dataset = parse(write(masks(overlap=False)))
+    assert dataset.PatientIdentityRemoved == "YES"
+    assert dataset.DeidentificationMethod.startswith("TomoRay")
+    assert dataset.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
+    assert dataset.LongitudinalTemporalInformationModified == "REMOVED"
+    of_volume_files = archived_headers(GEOMETRY, info(), {})[0]
+    assert of_volume_files.PatientIdentityRemoved == "YES"
+
+
+@pytest.mark.parametrize(("of_scan", "fits"), [((), False), (None, True)])
+def test_a_label_that_is_named_after_the_patient_of_its_own_file_is_refused(of_scan, fits: bool) -> None:
+    sources = headers()
+    for source in sources:
+        source.PatientName = "Mabuse^Kara"
+    dataset = parse(write({"lung-of-mabuse": masks(overlap=False)["lungs"]}, sources))
+    drawing = Drawing(DicomFile("mem", "a.dcm", 1, "1.2"), "0", dataset)
+    labels, _ = draw([drawing], GEOMETRY, of_scan)
+    assert (drawing.fits, list(labels)) == (fits, ["lung-of-mabuse"] if fits else [])
+    assert fits or (drawing.refusal.reason == Reason.LABEL_UNSUPPORTED and "mabuse" not in drawing.refusal.evidence)
+
+
+def test_segmentation_of_a_scan_archived_with_its_identifiers_says_so() -> None:
+    dataset = parse(write(masks(overlap=False), headers(keep_identifiers=True)))
+    assert dataset.PatientIdentityRemoved == "NO"
+    assert "DeidentificationMethod" not in dataset
 
 
 def test_frames_are_placed_by_position_not_by_order() -> None:
