@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from struct import pack
 from typing import Any
 
-from pydicom import Dataset, config
+from pydicom import DataElement, Dataset, config
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import dcmread, read_partial
@@ -49,11 +49,19 @@ class NotDicomError(Exception):
 
 
 def read_dataset(data: bytes) -> Dataset:
-    """Read a whole file. Raises `NotDicomError` where it cannot be parsed."""
+    """Read a whole file. Class and instance UID are those of the file meta information where the data set has none.
+
+    Raises `NotDicomError` where it cannot be parsed.
+    """
     _check_inflation(data)
     try:
         with quiet_pydicom():
-            return dcmread(io.BytesIO(data))
+            dataset = dcmread(io.BytesIO(data))
+            meta = _file_meta(dataset)
+            for tag, uid in ((tags.SOP_CLASS, meta.sop_class), (tags.SOP_UID, meta.sop_uid)):
+                if uid and not _text(dataset, tag):
+                    dataset[tag] = DataElement(tag, "UI", uid)
+            return dataset
     except Exception as error:  # a parser of broken bytes can raise anything; each file must be accounted for
         raise NotDicomError(f"the file cannot be parsed ({type(error).__name__})") from error
 
@@ -179,7 +187,7 @@ def _referenced_series(dataset: Dataset) -> str:
 
 
 def _text(dataset: Dataset, tag: int) -> str:
-    return _value(dataset, tag).decode().strip(" \0")
+    return _value(dataset, tag).decode(errors="replace").strip(" \0")
 
 
 def _value(dataset: Dataset, tag: int) -> bytes:

@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from tomoray import datasets, elements
-from tomoray.dicom import Instance, NotDicomError, looks_like_dicom, read_instance
+from tomoray.dicom import Instance, NotDicomError, looks_like_dicom, read_dataset, read_instance
 from tomoray.elements import Elements, Unusual
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -405,6 +405,7 @@ def test_class_and_instance_uid_of_the_file_meta_stand_in_for_those_of_the_data_
 
     assert (instance.sop_class, instance.sop_uid) == (CTImageStorage, "1.2.3.99")
     assert len(instance.planes) == 1
+    assert (read_dataset(data).SOPClassUID, read_dataset(data).SOPInstanceUID) == (CTImageStorage, "1.2.3.99")
     assert walked(data) in ("declined", parsed(data))
 
 
