@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
@@ -47,13 +45,13 @@ def check_voxels(series: Series, volumes: list[Volume]) -> None:
     at = np.concatenate([plane.points() for plane in scanned])
     hu = np.concatenate([plane.hu.ravel() for plane in scanned])
     assert sum(volume.image_zyx.size for volume in volumes) == len(hu)
-    used: Counter[tuple[float, ...]] = Counter()
+    used: set[tuple[float, ...]] = set()
     for volume in volumes:
         tree_hits = cKDTree(at).query_ball_point(places_mm(volume), PLACE_TOLERANCE_MM)
         for found, hits in zip(volume.image_zyx.ravel().tolist(), tree_hits, strict=True):
             matching = [n for n in hits if hu[n] == found]
             assert matching, "a voxel whose HU was not scanned there"
-            used[tuple(at[matching[0]].tolist()) + (found,)] += 1
+            used.add((*at[matching[0]].tolist(), found))
     assert len(used) == len({(*place, value) for place, value in zip(at.tolist(), hu.tolist(), strict=True)})
 
 
