@@ -137,7 +137,9 @@ def ask_dcm2niix(folder: Path, out: Path) -> Answer:
     for path in sorted(out.glob("*.nii")):
         found = nibabel.load(path)
         resampled = re.search(r"_(Eq|Tilt)", path.stem) is not None
-        images.append(Image(np.asarray(found.dataobj), TO_LPS @ found.affine, resampled))
+        colour = found.get_data_dtype().fields is not None  # no HU, whatever is in it
+        voxels = np.empty(0) if colour else np.asarray(found.dataobj)
+        images.append(Image(voxels, TO_LPS @ found.affine, resampled))
     return Answer(tuple(images), _warnings(done.stdout + done.stderr))
 
 
