@@ -117,7 +117,7 @@ class Store:
         With `after`, those whose key is greater.
         """
         offset = self._path(after) if after else None
-        pauses_s = _pauses_s()
+        pauses_s = _pauses_s(time.monotonic())
         while True:
             try:
                 with self._translated(prefix):
@@ -127,6 +127,7 @@ class Store:
                         for item in chunk:
                             offset = item["path"]  # S3 lists by key, so that it can go on from here
                             yield ObjectInfo(key=self._key(item["path"]), size_bytes=item["size"])
+                        pauses_s = _pauses_s(time.monotonic())
                 return
             except FileNotFoundError:
                 return
@@ -187,7 +188,7 @@ class Store:
 
     def _patiently(self, key: str, call: Callable[[], T]) -> T:
         """Call again where an answer was cut off: obstore repeats a request only until its answer begins."""
-        pauses_s = _pauses_s()
+        pauses_s = _pauses_s(time.monotonic())
         while True:
             try:
                 with self._translated(key):
@@ -239,10 +240,10 @@ def open_store(url: str) -> Store:
     return Store(_Folder(Path(url).expanduser().resolve()))
 
 
-def _pauses_s(within_s: float = 60.0) -> Iterator[float]:
+def _pauses_s(started: float) -> Iterator[float]:
     """Ever longer pauses, until a minute is over. What obstore has given up by itself took longer."""
-    until, pause_s = time.monotonic() + within_s, 0.1
-    while time.monotonic() < until:
+    pause_s = 0.1
+    while time.monotonic() < started + 60:
         yield pause_s
         pause_s = min(2 * pause_s, 5.0)
 

@@ -42,7 +42,7 @@ def test_twenty_kills_at_random_times_change_no_byte(cohort, undisturbed, tmp_pa
         n_drivers, n_runs = 3, 0
         while True:
             out = tmp_path / f"run-{number}-{n_runs}"
-            killed, ended = disturb(cohort, archive, out, rng, kills_driver=n_runs < n_drivers)
+            killed, ended = disturb(cohort, archive, out, rng, kills_driver=n_runs < n_drivers and n_kills < 20)
             n_kills += killed
             n_runs += 1
             assert n_runs < 10, "it does not come to an end"
@@ -58,8 +58,8 @@ def disturb(cohort: Path, archive: str, out: Path, rng: random.Random, *, kills_
     """One run of the command with kills in it: how many there were, and whether it ended by itself."""
     driver = once.start(cohort, archive, out)
     n_kills = 0
-    for _ in range(rng.randint(1, 3) if kills_driver else 6):
-        wanted = n_scans(archive) + rng.randint(0, 3)
+    for _ in range(rng.randint(1, 3) if kills_driver else 12):
+        wanted = n_scans(archive) + rng.randint(0, 2)
         while driver.poll() is None and not (n_scans(archive) >= wanted and once.workers(driver.pid)):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.4))
