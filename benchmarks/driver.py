@@ -90,7 +90,15 @@ def main() -> None:
         print(f"{'series':>8}{'driver MB':>11}{'ms/series':>11}{'series/s':>10}  again:{'MB':>6}{'ms/series':>11}")
     found = []
     for n_series in options.series:
-        command = [sys.executable, __file__, "--alone", "--series", str(n_series), "--in-flight", str(options.in_flight)]
+        command = [
+            sys.executable,
+            __file__,
+            "--alone",
+            "--series",
+            str(n_series),
+            "--in-flight",
+            str(options.in_flight),
+        ]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found.append(row)
         if not options.json:
@@ -111,9 +119,7 @@ def measure(n_series: int, in_flight: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, local_ray(num_cpus=max(2, os.cpu_count() or 1)):
         index = Path(folder, "index.parquet")
         write_index(index, n_series)
-        config = PreprocessConfig(
-            sources=[f"idc://{index}"], archive=str(Path(folder, "archive")), in_flight=in_flight
-        )
+        config = PreprocessConfig(sources=[f"idc://{index}"], archive=str(Path(folder, "archive")), in_flight=in_flight)
         first, again = _run(config, n_series), _run(config, n_series)
     assert first["stored"] + first["refused"] == again["skipped"] == n_series
     return {"series": n_series, "first": first, "again": again}
