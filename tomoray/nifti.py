@@ -95,7 +95,8 @@ def _inflated(data: bytes) -> bytes:
     """The plain file; a gzip stream that holds more than its header says is no volume, and is not unpacked."""
     with gzip.open(io.BytesIO(data)) as plain:
         head = plain.read(_HEAD_BYTES)
-        header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
+        read_header: Any = nibabel.Nifti1Header.from_fileobj  # untyped
+        header = read_header(io.BytesIO(head), check=False)
         n_bytes = (
             int(np.prod(header["dim"][1 : 1 + int(header["dim"][0])], dtype=np.int64)) * int(header["bitpix"]) // 8
         )
