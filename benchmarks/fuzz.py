@@ -266,15 +266,15 @@ def make_seeds(folder: Path) -> list[Files]:
     seeds = [{f"{n}.dcm": _bytes(each) for n, each in enumerate(slices)}]
     seeds.append(seeds[0] | {"seg.dcm": _bytes(segmentation), "rt.dcm": _bytes(_contours(slices))})
     for syntax in (JPEGLSLossless, JPEG2000Lossless, RLELossless):
-        seeds.append({f"{n}.dcm": _bytes(_compressed(each, syntax)) for n, each in enumerate(slices)})
+        seeds += [{f"{n}.dcm": _bytes(_compressed(each, syntax)) for n, each in enumerate(slices)}]
     for syntax in (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
-        seeds.append({f"{n}.dcm": _bytes(_recoded(each, syntax)) for n, each in enumerate(slices)})
+        seeds += [{f"{n}.dcm": _bytes(_recoded(each, syntax)) for n, each in enumerate(slices)}]
     tests = Path(pydicom.__file__).parent / "data" / "test_files"
     for path in sorted(tests.glob("*.dcm")):
         data = path.read_bytes()
         seeds.append({"0.dcm": data, "1.dcm": _as_ct(data)})
     for path in sorted(REAL.glob("syntaxes-cornerstone/*.dcm")) + sorted(REAL.glob("pydicom/*.dcm")):
-        seeds.append({"0.dcm": path.read_bytes()})
+        seeds += [{"0.dcm": path.read_bytes()}]
     return [*seeds, *_volumes()] + seeds[:8] * 6  # the phantom's more often than each of pydicom's
 
 
