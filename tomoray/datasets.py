@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from struct import pack
 from typing import Any
 
@@ -20,7 +21,10 @@ from tomoray import elements, tags
 from tomoray.elements import Elements, Ended, FileMeta, Unusual, Values
 
 MAX_INFLATED_BYTES = 2**30  # of a deflated file; a CT volume of 2000 slices
+MAX_INFLATED_RATIO, FREE_BYTES = 50, 2**25  # CT deflates to a half; what inflates to less than 32 MiB may be empty
 _INFLATED_AT_ONCE = 65_536
+_PREFIX_BYTES = 2**20  # enough for the header of nearly every file
+_META_BYTES = 4096
 
 # Functional group macros of enhanced CT (PS3.3 C.7.6.16.2, C.8.15.3): sequence, element, the classic element it is.
 _FRAME_MACROS = (
@@ -48,15 +52,16 @@ class NotDicomError(Exception):
     """The bytes are not a DICOM file; the message says why, without quoting them."""
 
 
-def read_dataset(data: bytes) -> Dataset:
-    """Read a whole file. Class and instance UID are those of the file meta information where the data set has none.
+def read_dataset(data: bytes, *, pixels: bool = True) -> Dataset:
+    """Read a whole file, or all but its pixels.
 
-    Raises `NotDicomError` where it cannot be parsed.
+    Class and instance UID are those of the file meta information where the data set has none. Raises `NotDicomError`
+    where it cannot be parsed.
     """
     _check_inflation(data)
     try:
         with quiet_pydicom():
-            dataset = dcmread(io.BytesIO(data))
+            dataset = dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
             meta = _file_meta(dataset)
             for tag, uid in ((tags.SOP_CLASS, meta.sop_class), (tags.SOP_UID, meta.sop_uid)):
                 if uid and not _text(dataset, tag):
@@ -81,7 +86,16 @@ def parse(data: bytes | memoryview, *, whole: bool) -> Elements | None:
         NotDicomError: it does not read this one.
     """
     data = bytes(data)
-    _check_inflation(data)
+    if whole:
+        _check_inflation(data)
+    if (prefix := _inflated_prefix(data)) is not None:
+        found = _parse(prefix, whole=False)
+        if found is not None:
+            return replace(found, transfer_syntax=tags.DEFLATED, pixels_offset=None, pixels_length=None)
+    return _parse(data, whole=whole) if whole or prefix is None else None
+
+
+def _parse(data: bytes, *, whole: bool) -> Elements | None:
     stream = io.BytesIO(data)
     reached_pixels = False
     offset = length = None
@@ -119,8 +133,23 @@ def parse(data: bytes | memoryview, *, whole: bool) -> Elements | None:
         raise NotDicomError(f"the header cannot be parsed ({type(error).__name__})") from error
 
 
+def _inflated_prefix(data: bytes) -> bytes | None:
+    """The first bytes of a deflated file as they were before; None where it is not deflated. Its pixels stay behind."""
+    if tags.DEFLATED.encode() not in data[:_META_BYTES]:
+        return None
+    try:
+        syntax, start = elements.file_meta(data)
+        if syntax != tags.DEFLATED:
+            return None
+        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], _PREFIX_BYTES)
+    except (Unusual, Ended, zlib.error):
+        return None  # `_check_inflation` and pydicom say what is wrong
+    inflated = tags.DEFLATED.encode()
+    return data[:start].replace(inflated, tags.EXPLICIT.encode().ljust(len(inflated), b"\0"), 1) + plain
+
+
 def _check_inflation(data: bytes) -> None:
-    """Raises `NotDicomError` where a small file inflates to a large one: pydicom would hold all of it."""
+    """Raises `NotDicomError` where a file is cut off, or inflates to a far larger one: pydicom would hold all of it."""
     if tags.DEFLATED.encode() not in data:
         return
     try:
@@ -130,16 +159,19 @@ def _check_inflation(data: bytes) -> None:
     if meta.transfer_syntax != tags.DEFLATED:
         return
     inflater, size_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    limit = min(MAX_INFLATED_BYTES, max(FREE_BYTES, MAX_INFLATED_RATIO * len(data)))
     try:
         for position in range(meta.end, len(data), _INFLATED_AT_ONCE):
             chunk = data[position : position + _INFLATED_AT_ONCE]
             while chunk:
                 size_bytes += len(inflater.decompress(chunk, 16 * _INFLATED_AT_ONCE))
                 chunk = inflater.unconsumed_tail
-                if size_bytes > MAX_INFLATED_BYTES:
-                    raise NotDicomError(f"it inflates to more than {MAX_INFLATED_BYTES} bytes")
+                if size_bytes > limit:
+                    raise NotDicomError(f"{len(data)} deflated bytes inflate to more than {limit}")
     except zlib.error:  # pydicom says so
         return
+    if not inflater.eof:
+        raise NotDicomError("its deflated bytes are cut off")
 
 
 def _file_meta(dataset: Dataset) -> FileMeta:

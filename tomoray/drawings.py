@@ -38,12 +38,15 @@ def read_drawings(files: Iterable[DicomFile], read: Callable[[str, str], bytes])
     """Read the files; one that cannot be read fits nothing."""
     drawings = []
     for file in files:
-        data = read(file.root, file.key)
-        drawing = Drawing(file, hashlib.sha256(data).hexdigest(), None)
+        drawing = Drawing(file, "", None)
         try:
+            data = read(file.root, file.key)
+            drawing.digest = hashlib.sha256(data).hexdigest()
             drawing.dataset = read_dataset(data)
         except NotDicomError as error:
             drawing.refusal = Refused(Reason.UNREADABLE, f"an instance cannot be read: {error}")
+        except Refused as refusal:
+            drawing.refusal = refusal
         drawings.append(drawing)
     return drawings
 

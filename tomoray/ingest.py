@@ -19,7 +19,7 @@ from tomoray.stack import Rules
 
 Row = Mapping[str, Any]
 
-WORKER_BYTES = 300_000_000  # a process with its libraries, before it reads anything
+WORKER_BYTES = 400_000_000  # a process with its libraries, before it reads anything
 _STEP_BYTES = 100_000_000
 
 

@@ -26,6 +26,7 @@ from tomoray.dicom import (
     read_instance,
 )
 from tomoray.errors import Reason, Refused
+from tomoray.pixels import MAX_FRAME_PIXELS
 from tomoray.pseudonyms import Pseudonyms
 from tomoray.series import BadFile, DicomFile, DicomSeries, Identity, Item
 from tomoray.sources import SourceFile, read_file, read_head
@@ -108,7 +109,7 @@ def head_of(instance: Instance) -> Head:
         patient_id=instance.patient_id,
         is_ct=not instance.sop_class or instance.sop_class in CT_STORAGE,
         draws_on=instance.referenced_series if instance.sop_class in DRAWING_STORAGE else None,
-        voxel_bytes=2 * (instance.rows or 0) * (instance.columns or 0) * max(1, len(instance.planes)),
+        voxel_bytes=_voxel_bytes(instance),
     )
 
 
@@ -184,15 +185,15 @@ class Inventory:
         yield from self._db.execute("SELECT series_id, digest, n_instances, size_bytes, voxel_bytes FROM entry")
 
     def _series(self) -> Iterator[DicomSeries]:
-        found = self._heads("draws_on IS NULL ORDER BY series_uid, folder, place")
+        """Drawings on no CT that is there belong to the series that they say, as any other file."""
+        of_ct = "SELECT series_uid FROM head WHERE is_ct AND series_uid != x''"
+        alone = f"draws_on IS NULL OR draws_on NOT IN ({of_ct})"
+        found = self._heads(f"{alone} ORDER BY series_uid, folder, place")
         for (series_uid, _), group in groupby(found, itemgetter(0, 1)):
             heads = list(group)
             drawn = series_uid and any(head.is_ct for head in heads)
             drawings = self._heads("draws_on = ? ORDER BY place", _bytes(series_uid)) if drawn else ()
             yield _series(heads, list(drawings))
-        of_ct = "SELECT series_uid FROM head WHERE is_ct AND series_uid != x''"
-        for head in self._heads(f"draws_on IS NOT NULL AND draws_on NOT IN ({of_ct}) ORDER BY series_uid, place"):
-            yield _series([head], [])
 
     def _heads(self, where: str, *values: bytes) -> Iterator[Head]:
         for (head,) in self._db.execute(f"SELECT head FROM head WHERE {where}", values):  # noqa: S608 - ours
@@ -228,6 +229,14 @@ def _read_header(file: SourceFile) -> Instance | None:
     if not (instance.sop_class or instance.modality):
         raise NotDicomError("it names neither SOP class nor modality")
     return instance
+
+
+def _voxel_bytes(instance: Instance) -> int:
+    """Of what may be decoded: other images, and larger ones, are refused by their headers."""
+    n_pixels = (instance.rows or 0) * (instance.columns or 0)
+    if instance.sop_class not in CT_STORAGE or n_pixels > MAX_FRAME_PIXELS:
+        return 0
+    return 2 * n_pixels * len(instance.planes)
 
 
 def _series(heads: Sequence[Head], drawings: Sequence[Head]) -> DicomSeries:

@@ -130,8 +130,8 @@ def load_volume_files(
     labels: dict[str, Mask] = {}
     unfit: list[RefusedPart] = []
     for name, key, size_bytes in case.labels:
-        data = read(case.root, key)
         try:
+            data = read(case.root, key)
             if not LABEL_NAME.fullmatch(name):
                 raise Refused(Reason.LABEL_UNSUPPORTED, "the label's name holds other than letters, digits, . _ and -")
             labels[name] = _format(key).read_mask(data, geometry)
@@ -173,10 +173,14 @@ class _Header:
 
 def _read_header(instance: Instance, read: Read, deidentifier: Deidentifier, source_uri: str) -> _Header:
     try:
-        dataset = read_dataset(read(instance.root, instance.key))
-    except NotDicomError:  # the header could be read, and something behind it cannot
-        dataset = Dataset()
-    dataset.pop("PixelData", None)
+        dataset = read_dataset(read(instance.root, instance.key), pixels=False)
+    except (NotDicomError, Refused) as error:  # then nothing is known of the names in it
+        return _Header(
+            described=deidentifier.describe(Dataset()),
+            source_uri=source_uri,
+            identifiers=frozenset(),
+            refusal=Refused(Reason.UNREADABLE, f"a header cannot be read whole ({type(error).__name__})"),
+        )
     described = deidentifier.describe(dataset)
     if deidentifier.config.keep_identifiers:
         return _Header(described=described, source_uri=source_uri, identifiers=None, refusal=None)

@@ -16,6 +16,8 @@ from tomoray.geometry import Geometry
 from tomoray.volume import Image, Mask
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_HEAD_BYTES = 348
+_SLACK_BYTES = 2**16  # more than this behind the voxels is a bomb
 
 
 def read_image(data: bytes) -> tuple[Image, Geometry]:
@@ -89,9 +91,25 @@ def write_label_map(masks: Mapping[str, Mask], geometry: Geometry) -> bytes:
     return write(classes_zyx, geometry)
 
 
+def _inflated(data: bytes) -> bytes:
+    """The plain file; a gzip stream that holds more than its header says is no volume, and is not unpacked."""
+    with gzip.open(io.BytesIO(data)) as plain:
+        head = plain.read(_HEAD_BYTES)
+        read_header: Any = nibabel.Nifti1Header.from_fileobj  # untyped
+        header = read_header(io.BytesIO(head), check=False)
+        n_bytes = (
+            int(np.prod(header["dim"][1 : 1 + int(header["dim"][0])], dtype=np.int64)) * int(header["bitpix"]) // 8
+        )
+        wanted = max(0, n_bytes) + int(header["vox_offset"])
+        rest = plain.read(max(0, wanted - len(head)))
+        if len(rest) == wanted - len(head) and len(plain.read(_SLACK_BYTES)) == _SLACK_BYTES:
+            raise ValueError("more bytes than voxels")
+    return head + rest
+
+
 def _read(data: bytes) -> tuple[npt.NDArray[Any], Geometry]:
     try:
-        raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        raw = _inflated(data) if data[:2] == b"\x1f\x8b" else data
         image = nibabel.Nifti1Image.from_stream(io.BytesIO(raw))
         values = np.asanyarray(image.dataobj)
         oriented = bool(image.header["sform_code"]) or bool(image.header["qform_code"])

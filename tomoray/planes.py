@@ -78,9 +78,7 @@ def decode_series(series: DicomSeries, read: Read, *, keep_headers: bool) -> Dec
         decoded.instances.append(instance)
         decoded.digests.append(hashlib.sha256(data).hexdigest())
         if keep_headers:
-            dataset = read_dataset(data)
-            dataset.pop("PixelData", None)
-            decoded.headers.append(dataset)
+            decoded.headers.append(read_dataset(data, pixels=False))
         if not (instance.sop_class in CT_STORAGE and instance.rows and instance.columns):
             continue
         free = buffers.setdefault((instance.rows, instance.columns), [])

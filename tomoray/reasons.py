@@ -33,11 +33,14 @@ ABOUT: Mapping[Reason, About] = {
         "ask for the original series",
     ),
     Reason.BURNED_IN_ANNOTATION: About(
-        "the header says that text is burned into the pixels; it may name the patient",
-        "ask for the series without it",
+        (
+            "text may be burned into the pixels and name the patient: the header says so, or it is no "
+            "original slice and does not deny it"
+        ),
+        ("look at the pixels; set Burned In Annotation to NO where there is none, or ask for the original series"),
     ),
     Reason.UNREADABLE: About(
-        "a file that should be DICOM or NIfTI cannot be read, or changed while it was read",
+        "a file that should be DICOM, a volume or an archive cannot be read, or changed while it was read",
         "fetch the file again",
     ),
     Reason.SEVERAL_SCANS: About(
@@ -88,7 +91,7 @@ ABOUT: Mapping[Reason, About] = {
         "look for the odd slice; remove it or export again",
     ),
     Reason.DUPLICATE_INSTANCE: About(
-        "different files under one instance UID",
+        "different files under one instance UID, or two volume files of one case",
         "keep the right one",
     ),
     Reason.TOO_FEW_SLICES: About(
@@ -139,7 +142,7 @@ ABOUT: Mapping[Reason, About] = {
         "check slope and intercept",
     ),
     Reason.NIFTI_NO_ORIENTATION: About(
-        "sform and qform codes are both 0, or the affine is singular",
+        "no orientation: sform and qform codes are both 0, no known space, or a singular affine",
         "convert again from DICOM",
     ),
     Reason.NIFTI_NOT_3D: About(
@@ -147,15 +150,18 @@ ABOUT: Mapping[Reason, About] = {
         "split it",
     ),
     Reason.LABEL_WITHOUT_IMAGE: About(
-        "a segmentation, contours or a mask whose image is not among the sources",
+        "a segmentation, structure set or mask whose image is not among the sources",
         "add the image",
     ),
     Reason.LABEL_GEOMETRY_MISMATCH: About(
-        "a mask that is not on its image's grid",
+        "a mask that is not on its image's grid, or a contour between its planes or beyond it",
         "resample the mask",
     ),
     Reason.LABEL_UNSUPPORTED: About(
-        "fractional segments, several values in one mask, or two masks of one name",
+        (
+            "fractional segments, open contours, several values in one mask, two masks of one name, or a "
+            "name that holds an identifier"
+        ),
         "convert the mask",
     ),
 }

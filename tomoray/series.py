@@ -102,8 +102,10 @@ class ListedSeries:
 
     @property
     def voxel_bytes(self) -> int:
-        """By the number of instances, at the 512 x 512 voxels of nearly every CT."""
-        return self.listing.n_instances * 512 * 512 * 2
+        """The files themselves where they are not compressed; else at the 512 x 512 voxels of nearly every CT."""
+        if self.listing.native and self.listing.size_bytes:
+            return self.listing.size_bytes
+        return max(self.listing.n_instances * 512 * 512 * 2, self.listing.size_bytes)
 
     def identify(self, pseudonyms: Pseudonyms) -> Identity:
         """By the listing alone."""

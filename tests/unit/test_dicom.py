@@ -301,19 +301,28 @@ def test_deep_nesting_ends(header, explicit):
 def test_deflated_file_that_is_cut_off_is_not_dicom(header):
     data = as_file(header, DeflatedExplicitVRLittleEndian)
     for length in range(400, len(data), 101):
-        assert read_instance(data[:length], root="", key="", size_bytes=len(data)) is None
-        with pytest.raises(NotDicomError, match="cannot be parsed"):
+        assert read_instance(data[:length], root="mem", key="a.dcm", size_bytes=len(data)) in (None, read(data))
+        with pytest.raises(NotDicomError, match=r"cut off|cannot be parsed"):
             read(data[:length])
+
+
+def test_header_of_a_deflated_file_is_read_from_its_first_bytes(header):
+    header.PixelData = random.Random(0).randbytes(10**6)
+    data = as_file(header, DeflatedExplicitVRLittleEndian)
+    found = read_instance(data[:65_536], root="mem", key="a.dcm", size_bytes=len(data))
+    assert found == read(data)
+    assert found.transfer_syntax == DeflatedExplicitVRLittleEndian
+    assert found.pixels.offset is None
 
 
 def test_deflated_bomb_is_not_inflated(header, monkeypatch):
     header.PixelData = bytes(10**6)
     data = as_file(header, DeflatedExplicitVRLittleEndian)
     assert read(data).rows == 36
-    monkeypatch.setattr(datasets, "MAX_INFLATED_BYTES", 10**5)
-    with pytest.raises(NotDicomError, match="inflates to more than 100000 bytes"):
+    monkeypatch.setattr(datasets, "FREE_BYTES", 10**5)
+    with pytest.raises(NotDicomError, match="deflated bytes inflate to more than 100000"):
         read(data)
-    with pytest.raises(NotDicomError, match="inflates"):
+    with pytest.raises(NotDicomError, match="inflate"):
         datasets.read_dataset(data)
 
 

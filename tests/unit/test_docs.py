@@ -11,6 +11,7 @@ from cluster import cli, schemas
 from tomoray import __version__
 from tomoray.catalog import SCHEMA
 from tomoray.errors import Reason
+from tomoray.reasons import ABOUT
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -77,6 +78,13 @@ def test_the_map_lists_every_module_and_no_other() -> None:
 def test_every_reason_is_explained() -> None:
     explained = re.findall(r"^\| `(\w+)` \| \S", text("docs/reasons.md"), flags=re.MULTILINE)
     assert sorted(explained) == sorted(reason.value for reason in Reason)
+
+
+def test_reasons_are_explained_alike_in_the_docs_and_by_the_command_line() -> None:
+    plain = text("docs/reasons.md").replace("`", "")
+    rows = re.findall(r"^\| ([a-z]\w+) \| (.+?) \| (.+?) \|$", plain, flags=re.MULTILINE)
+    shown = {code: (meaning, advice) for code, meaning, advice in rows if code != "code"}
+    assert shown == {str(reason): (about.meaning, about.advice) for reason, about in ABOUT.items()}
 
 
 def test_every_catalog_column_is_explained() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -73,3 +75,12 @@ def test_mask_of_several_classes_is_refused_rather_than_merged():
     _, geometry = nifti.read_image(file_of(np.zeros((2, 3, 4), np.int16)))
     with pytest.raises(Refused, match="label_unsupported"):
         nifti.read_mask(file_of(np.arange(24, dtype=np.uint8).reshape(2, 3, 4)), geometry)
+
+
+def test_gzip_bomb_is_not_unpacked(make_volume):
+    volume = make_volume((4, 5, 6))
+    plain = gzip.decompress(nifti.write(volume.image_zyx, volume.geometry))
+    image, _ = nifti.read_image(gzip.compress(plain + bytes(1000)))
+    np.testing.assert_array_equal(image, volume.image_zyx)
+    with pytest.raises(Refused, match="cannot be read"):
+        nifti.read_image(gzip.compress(plain + bytes(10**6)))

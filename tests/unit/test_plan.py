@@ -35,7 +35,7 @@ def test_memory_of_a_task_is_that_which_the_task_asks_for():
 
 def test_a_node_too_small_for_the_largest_series_is_an_error_that_says_so():
     huge = Size(n_instances=1, size_bytes=1, voxel_bytes=40 * 10**9)
-    with pytest.raises(Usage, match=r"wants 64\.3 GB, and m7i\.2xlarge has 32: name a larger --node"):
+    with pytest.raises(Usage, match=r"wants 64\.4 GB, and m7i\.2xlarge has 32: name a larger --node"):
         plan([huge], node="m7i.2xlarge")
 
 

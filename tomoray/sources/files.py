@@ -27,6 +27,7 @@ class SeriesListing:
         root: `list_source(root)` gives its files.
         version: changes when the series' content does.
         size_bytes: 0 where the source does not say.
+        native: the source says that its pixels are not compressed.
     """
 
     root: str
@@ -38,3 +39,4 @@ class SeriesListing:
     size_bytes: int
     version: str
     manufacturer: str | None
+    native: bool = False

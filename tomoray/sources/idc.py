@@ -34,8 +34,9 @@ _NEEDED = ("SeriesInstanceUID", "series_aws_url")
 _USED = (
     *_NEEDED,
     *("PatientID", "StudyInstanceUID", "Modality", "instanceCount", "series_size_MB", "crdc_series_uuid"),
-    "Manufacturer",
+    *("Manufacturer", "transfer_syntax_name"),
 )
+_NATIVE = {"Explicit VR Little Endian", "Implicit VR Little Endian", "Explicit VR Big Endian"}
 _BATCH_ROWS = 16_384
 
 
@@ -134,4 +135,5 @@ def _listing(row: Mapping[str, Any]) -> SeriesListing:
         size_bytes=round((row.get("series_size_MB") or 0) * 1e6),
         version=row.get("crdc_series_uuid") or place.rpartition("/")[2],
         manufacturer=row.get("Manufacturer"),
+        native=set((row.get("transfer_syntax_name") or "").split(",")) <= _NATIVE,
     )
