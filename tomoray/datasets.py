@@ -138,14 +138,14 @@ def _inflated_prefix(data: bytes) -> bytes | None:
     if tags.DEFLATED.encode() not in data[:_META_BYTES]:
         return None
     try:
-        syntax, start = elements.file_meta(data)
-        if syntax != tags.DEFLATED:
+        meta = elements.file_meta(data)
+        if meta.transfer_syntax != tags.DEFLATED:
             return None
-        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], _PREFIX_BYTES)
+        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[meta.end :], _PREFIX_BYTES)
     except (Unusual, Ended, zlib.error):
         return None  # `_check_inflation` and pydicom say what is wrong
     inflated = tags.DEFLATED.encode()
-    return data[:start].replace(inflated, tags.EXPLICIT.encode().ljust(len(inflated), b"\0"), 1) + plain
+    return data[: meta.end].replace(inflated, tags.EXPLICIT.encode().ljust(len(inflated), b"\0"), 1) + plain
 
 
 def _check_inflation(data: bytes) -> None:

@@ -111,7 +111,7 @@ def test_watching_what_nobody_writes_says_how_to_start(archive, capsys):
 
 
 def test_watching_a_run_that_was_killed_says_so(archive, capsys):
-    mark = {"host": "elsewhere", "pid": 1, "started": 0, "renewed": time.time() - 600, "progress": {"total": 3}}
+    mark = {"host": "elsewhere", "pid": 1, "id": "0", "renewed": time.time() - 600, "progress": {"total": 3}}
     archive.store.write(MARK, json.dumps(mark).encode())
     assert cli.main(["watch", archive.url]) == 1
     assert "the run on elsewhere has said nothing for" in capsys.readouterr().err
