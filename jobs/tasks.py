@@ -25,11 +25,14 @@ def run_bounded(
     waiting = iter(items)
     running: dict[ray.ObjectRef, T] = {submit(item): item for item in islice(waiting, in_flight)}
     while running:
-        done, _ = ray.wait(list(running), num_returns=1)
-        item = running.pop(done[0])
-        result = _result(done[0])
-        running.update((submit(next_item), next_item) for next_item in islice(waiting, 1))
-        yield item, result
+        references = list(running)
+        ray.wait(references, num_returns=1)
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0)  # all at once: asking costs by the task
+        for reference in done:
+            item = running.pop(reference)
+            result = _result(reference)
+            running.update((submit(next_item), next_item) for next_item in islice(waiting, 1))
+            yield item, result
 
 
 def cluster_cpus() -> int:
