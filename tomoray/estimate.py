@@ -19,7 +19,7 @@ from tomoray.config import Config
 from tomoray.errors import Usage
 from tomoray.ingest import task_bytes
 
-NATIVE_MB_PER_S = 150.0  # uncompressed voxels of a native series by one vCPU, source to archive
+NATIVE_MB_PER_S = 130.0  # uncompressed voxels of a native series by one vCPU, source to archive
 COMPRESSED_MB_PER_S = 45.0  # of a JPEG-LS series
 ARCHIVE_RATIO = 2.0  # voxels to archive, halved levels included
 SHARD_MB = 256**3 * 2 / 1e6
