@@ -98,7 +98,7 @@ def load_dicom(
         header = _read_header(decoded.instances[stack.planes[0].instance], read, deidentifier, source_uri)
         unfit = decoded.refusal_of(stack) or header.refusal
         if unfit is not None:
-            yield refused(stack.part, unfit, _n_instances(stack), header)
+            yield refused(stack.part, unfit, len({ref.instance for ref in (*stack.planes, *stack.dropped)}), header)
             continue
         n_scans += 1
         image = take_stack(stack, decoded, last=n == len(stacks) - 1)

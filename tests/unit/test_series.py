@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -261,3 +262,12 @@ class Counting(dict):
     def __getitem__(self, key):
         self.read.add(key)
         return super().__getitem__(key)
+
+
+def test_copies_in_a_refused_stack_are_accounted_for(make_series):
+    series = make_series(4)
+    series.datasets.append(copy.deepcopy(series.datasets[1]))  # the same instance, sent twice
+    for dataset in series.datasets:
+        dataset.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]  # and silent about burned-in text
+    (part,) = series.parts()
+    assert (part.refusal.reason, part.n_instances) == (Reason.BURNED_IN_ANNOTATION, 5)
