@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import numpy as np
 from tomoray import charts
 from tomoray.fingerprint import Fingerprint, HuCounts
 from tomoray.histograms import Histogram
+from tomoray.pages import render_page, section, write_page
 from tomoray.pictures import LUNG_WINDOW_HU
 from tomoray.qc import AGE_GROUPS, FAR, FEWEST_SCANS, Assessment, Group, Outlier, sex, vendor
-from tomoray.report import POLICY
 from tomoray.thumbnails import Plane, Thumbnail
 
 _MOST_OUTLIERS = 100
@@ -45,46 +44,26 @@ class QcReport:
 
 def write_qc_report(path: str | Path, report: QcReport) -> Path:
     """Write the report as `path` (made whole, then renamed; its folder is made) and return it. Safe to repeat."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(report), encoding="utf-8")
-    return partial.replace(path)
+    return write_page(path, render(report))
 
 
 def render(report: QcReport) -> str:
     """The report as HTML text."""
-    style = "\n".join(
-        (resources.files("tomoray") / name).read_text(encoding="utf-8") for name in ("report.css", "qc.css")
-    )
     found = report.assessment
     body = [
         f"<h1>{escape(report.title)}</h1>"
         '<p class="lead">What the archive holds, what was refused, and which scans deserve a look.</p>',
         _cards(report),
-        '<div class="halves">' + _section("Refused, by reason", _card(_refusals(found))),
-        _section("Series by vendor", _card(_vendors(found.groups))) + "</div>",
-        _section("Scans in numbers", _plots(report), _numbers_note(report.fingerprint)) if found.stored else "",
-        _section("Labels", _card(_labels(report.fingerprint))) if _has_labels(report.fingerprint) else "",
-        _section("Outliers", _card(_outliers(found)), _outlier_note()) if found.stored else "",
-        _section("Montage", _montage(report), _montage_note(report)) if report.thumbnails else "",
-        _section("Who is refused", _card(_bias(found)), _bias_note()),
-        _section("Who is in it", _who(found), "Stored series by vendor, age and sex; below them what was refused."),
-        "<footer>Identifiers are keyed pseudonyms. Not a medical device; for research.</footer>",
+        '<div class="halves">' + section("Refused, by reason", _card(_refusals(found))),
+        section("Series by vendor", _card(_vendors(found.groups))) + "</div>",
+        section("Scans in numbers", _plots(report), _numbers_note(report.fingerprint)) if found.stored else "",
+        section("Labels", _card(_labels(report.fingerprint))) if _has_labels(report.fingerprint) else "",
+        section("Outliers", _card(_outliers(found)), _outlier_note()) if found.stored else "",
+        section("Montage", _montage(report), _montage_note(report)) if report.thumbnails else "",
+        section("Who is refused", _card(_bias(found)), _bias_note()),
+        section("Who is in it", _who(found), "Stored series by vendor, age and sex; below them what was refused."),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{escape(report.title)}</title><style>\n{style}</style></head>\n<body><main>"
-        + "\n".join(part for part in body if part)
-        + "</main></body></html>\n"
-    )
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    lead = f'<p class="lead note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{lead}{content}</section>"
+    return render_page(report.title, body, styles=("report.css", "qc.css"))
 
 
 def _card(content: str) -> str:

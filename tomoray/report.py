@@ -10,14 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from tomoray.pages import render_page, section, write_page
 from tomoray.pictures import LUNG_WINDOW_HU, Case, draw, views
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,38 +59,25 @@ class Report:
 
 def write_report(path: str | Path, report: Report) -> Path:
     """Write the report as `path` (made whole, then renamed; its folder is made) and return it. Safe to repeat."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(report), encoding="utf-8")
-    return partial.replace(path)
+    return write_page(path, render(report))
 
 
 def render(report: Report) -> str:
     """The report as HTML text."""
-    style = (resources.files("tomoray") / "report.css").read_text(encoding="utf-8")
     cases = [_case(case, report) for case in report.cases]
     body = [
         f'<h1>{escape(report.title)}</h1><p class="lead">{escape(report.lead)}</p>',
         _cards(report),
-        _section("Held-out patients: Dice", f'<div class="card">{_dice_table(report)}</div>'),
-        _section("Slices: truth and prediction", _legend(report.focus) + "".join(cases)) if cases else "",
+        section("Held-out patients: Dice", f'<div class="card">{_dice_table(report)}</div>'),
+        section("Slices: truth and prediction", _legend(report.focus) + "".join(cases)) if cases else "",
         '<div class="columns">',
-        _section("Training loss", f'<div class="card">{_curve(report.history)}</div>') if report.history else "",
-        _section("Stages", f'<div class="card">{_stage_table(report.stages)}</div>') if report.stages else "",
-        _section("Cohort", f'<div class="card">{_cohort(report)}</div>'),
-        _section("Versions", f'<div class="card">{_facts(report.versions)}</div>') if report.versions else "",
+        section("Training loss", f'<div class="card">{_curve(report.history)}</div>') if report.history else "",
+        section("Stages", f'<div class="card">{_stage_table(report.stages)}</div>') if report.stages else "",
+        section("Cohort", f'<div class="card">{_cohort(report)}</div>'),
+        section("Versions", f'<div class="card">{_facts(report.versions)}</div>') if report.versions else "",
         "</div>",
-        "<footer>Identifiers are keyed pseudonyms. Not a medical device; for research.</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{escape(report.title)}</title><style>\n{style}</style></head>\n<body><main>"
-        + "\n".join(part for part in body if part)
-        + "</main></body></html>\n"
-    )
+    return render_page(report.title, body)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -109,10 +94,6 @@ def _legend(focus: str) -> str:
         f"<span>{low:.0f} to {high:.0f} HU; through the largest of the {escape(focus)}; the patient's right is on the "
         "left</span></p>"
     )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
 def _cards(report: Report) -> str:
