@@ -106,6 +106,14 @@ def objects(url: str) -> dict[str, str]:
     return {info.key: hashlib.sha256(store.read(info.key)).hexdigest() for info in store.list()}
 
 
+def run_undisturbed(cohort: Path, out: Path) -> dict[str, str]:
+    """The objects of an archive below `out` that nothing disturbed; every other has to be the same."""
+    assert start(cohort, str(out / "archive"), out / "run").wait() == 0
+    said = answer(out / "run")
+    assert (said["stored"], said["refused"], said["failed"]) == (N_STORED, N_REFUSED, [])
+    return objects(str(out / "archive"))
+
+
 def check(url: str, undisturbed: dict[str, str]) -> None:
     """Byte by byte the undisturbed archive, nothing more and nothing less, and a row a series."""
     found = objects(url)

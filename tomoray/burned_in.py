@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydicom import Dataset
 
-from tomoray.dicom import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, SECONDARY_CAPTURE_PREFIX, quiet_pydicom
+from tomoray.dicom import CT_STORAGE, SECONDARY_CAPTURE_PREFIX, quiet_pydicom
 from tomoray.identifiers import values_as_text
 
 _CAPTURED_MODALITIES = frozenset({"SC", "OT", "DOC", "XC", "SR", "PR", "KO", "HC", "AR"})
@@ -49,7 +49,7 @@ def burned_in_suspect(dataset: Dataset) -> str | None:
         return "it was converted from film or a screen, and does not say whether text is burned in"
     if any(hint in value for value in image_type for hint in _CAPTURED_IMAGE_TYPES):
         return "its image type is that of a capture or a report"
-    if sop_class not in (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE) and (sop_class or modality != "CT"):
+    if sop_class not in CT_STORAGE and (sop_class or modality != "CT"):
         return "no CT image, and it does not say whether text is burned in"
     if image_type[:2] != ["ORIGINAL", "PRIMARY"]:
         return "not an original slice, and it does not say whether text is burned in"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tomoray.dicom import (
     CT_IMAGE_STORAGE,
+    CT_STORAGE,
+    DRAWING_STORAGE,
     ENHANCED_CT_STORAGE,
     SECONDARY_CAPTURE_PREFIX,
-    SEGMENTATION_STORAGE,
-    STRUCTURE_SET_STORAGE,
     Instance,
     Plane,
 )
@@ -15,7 +15,6 @@ from tomoray.errors import Reason, Refused
 
 _REFORMATS = {"REFORMATTED", "MPR", "CSA MPR", "PROJECTION IMAGE", "MIP", "MINIP", "AVERAGE", "CPR", "CSAPARALLEL"}
 _NOT_PLAIN = {"SCREEN SAVE", "DOSE_INFO", "PERFUSION"}
-_CT_STORAGE = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
 
 
 def refusal_of_kind(instance: Instance, plane: Plane | None, *, class_may_be_missing: bool = False) -> Refused | None:
@@ -34,9 +33,9 @@ def refusal_of_kind(instance: Instance, plane: Plane | None, *, class_may_be_mis
         sop_class = CT_IMAGE_STORAGE
     if sop_class.startswith(SECONDARY_CAPTURE_PREFIX):
         return Refused(Reason.DERIVED, "secondary capture; wanted CT Image Storage")
-    if sop_class in (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE):
+    if sop_class in DRAWING_STORAGE:
         return Refused(Reason.LABEL_WITHOUT_IMAGE, "contours or masks of a series that is not among the sources")
-    if instance.modality != "CT" or sop_class not in _CT_STORAGE:
+    if instance.modality != "CT" or sop_class not in CT_STORAGE:
         found = instance.modality if instance.modality.isalnum() else "none"
         return Refused(Reason.NOT_CT, f"modality {found[:16]}; wanted CT Image Storage")
 

@@ -68,15 +68,11 @@ class DicomSeries:
         return sum(file.size_bytes for file in (*self.files, *self.drawings))
 
     def identify(self, pseudonyms: Pseudonyms) -> Identity:
-        """By UIDs. Where those are empty, by the instances, so that series and patients are never merged."""
+        """By UIDs, and by what the files are."""
         digest = pseudonyms.digest(
             "instances", sorted(f"{f.sop_uid} {f.size_bytes}" for f in (*self.files, *self.drawings))
         )
-        return Identity(
-            series_id=pseudonyms.token("series", self.series_uid or digest),
-            patient_id=pseudonyms.token("patient", self.patient_id or f"study {self.study_uid or digest}"),
-            digest=digest,
-        )
+        return _identity(self, digest, pseudonyms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,11 +107,7 @@ class ListedSeries:
         """By the listing alone."""
         listing = self.listing
         digest = pseudonyms.digest("listing", [listing.series_uid, listing.version])
-        return Identity(
-            series_id=pseudonyms.token("series", listing.series_uid or digest),
-            patient_id=pseudonyms.token("patient", listing.patient_id or f"study {listing.study_uid or digest}"),
-            digest=digest,
-        )
+        return _identity(listing, digest, pseudonyms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,3 +168,12 @@ class BadFile:
 
 
 Item = DicomSeries | ListedSeries | VolumeCase | BadFile
+
+
+def _identity(named: DicomSeries | SeriesListing, digest: str, pseudonyms: Pseudonyms) -> Identity:
+    """By UIDs. Where those are empty, by the digest, so that series and patients are never merged."""
+    return Identity(
+        series_id=pseudonyms.token("series", named.series_uid or digest),
+        patient_id=pseudonyms.token("patient", named.patient_id or f"study {named.study_uid or digest}"),
+        digest=digest,
+    )

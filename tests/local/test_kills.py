@@ -29,10 +29,7 @@ def cohort(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(cohort, tmp_path_factory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed")
-    assert once.start(cohort, str(out / "archive"), out / "run").wait() == 0
-    said = once.answer(out / "run")
-    assert (said["stored"], said["refused"], said["failed"]) == (once.N_STORED, once.N_REFUSED, [])
-    return once.objects(str(out / "archive"))
+    return once.run_undisturbed(cohort, out)
 
 
 def test_twenty_kills_at_random_times_change_no_byte(cohort, undisturbed, tmp_path):

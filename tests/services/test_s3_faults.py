@@ -79,8 +79,7 @@ def cohort(tmp_path_factory) -> Path:
 def undisturbed(cohort, tmp_path_factory) -> dict[str, str]:
     """In a folder: an archive has the same objects there."""
     out = tmp_path_factory.mktemp("undisturbed")
-    assert once.start(cohort, str(out / "archive"), out / "run").wait() == 0
-    return once.objects(str(out / "archive"))
+    return once.run_undisturbed(cohort, out)
 
 
 def run_again_until_done(cohort: Path, archive: str, endpoint: str, out: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +113,19 @@ def test_mask_that_is_damaged_in_its_zip_is_refused_and_its_image_stored(make_vo
 def test_drawing_that_cannot_be_read_is_refused_by_itself():
     (drawing,) = read_drawings([DicomFile("/nowhere", "seg.dcm", 1, "1")], read_file)
     assert (drawing.fits, drawing.refusal.reason) == (False, Reason.UNREADABLE)
+
+
+def open_files() -> set[str]:
+    links = (path for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+    return {name for name in map(os.readlink, links) if name.startswith("/")}
+
+
+def test_a_large_inventory_is_on_disk_and_no_file_is_left_if_its_process_is_killed():
+    before = open_files()
+    with Inventory() as inventory:
+        inventory.add_heads(head(f"SECRET-NAME/{number}.dcm", series=f"1.2.{number % 50}") for number in range(20_000))
+        inventory.seal(NAMES)
+        assert len(inventory) == 50
+        files = open_files() - before
+        assert files
+        assert all(name.endswith(" (deleted)") for name in files)  # none has a name that could stay
