@@ -43,7 +43,10 @@ def watched(result: Result) -> RenderableType:
 
 def rows(result: Result) -> RenderableType:
     """A table of catalog rows."""
-    table = Table(*(escape(name) for name in result["columns"]))
+    table = Table()
+    for name in result["columns"]:  # an identifier that is cut short cannot be handed to `tomoray explain`
+        width = max((len(_cell(row[name])) for row in result["rows"]), default=0) if name.endswith("_id") else None
+        table.add_column(escape(name), min_width=width)
     for row in result["rows"]:
         table.add_row(*(Text(_cell(row[name])) for name in result["columns"]))
     more = result["found"] - len(result["rows"])

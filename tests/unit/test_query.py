@@ -60,6 +60,13 @@ def test_rows_are_chosen_by_filter_columns_and_limit(archive, capsys):
     assert len(answer(capsys, "catalog", archive.url, "--limit", "0")["rows"]) == 12
 
 
+def test_identifiers_are_shown_whole_in_a_narrow_terminal(archive, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    [row] = answer(capsys, "catalog", archive.url, "--where", "status='stored'")["rows"]
+    assert cli.main(["catalog", archive.url, "--where", "status='stored'"]) == 0
+    assert row["series_id"] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_all_rows_found_go_to_a_file_whatever_the_limit(archive, capsys, tmp_path, suffix):
     out = tmp_path / f"rows.{suffix}"
