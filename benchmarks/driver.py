@@ -34,8 +34,8 @@ from tomoray.catalog import refused_row, stored_row
 from tomoray.config import PreprocessConfig
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.ingest import Ingested, Ingester
-from tomoray.series import Item
+from tomoray.ingest.ingester import Ingested, Ingester
+from tomoray.ingest.series import Item
 from tomoray.volume import ScanInfo, ScanUids, Volume
 
 SERIES = (100, 1_000, 10_000, 100_000)

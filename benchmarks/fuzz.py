@@ -55,21 +55,21 @@ from pydicom.uid import (
 )
 
 from tomoray.archive import Archive
+from tomoray.assembly.stack import Rules
 from tomoray.config import Layout, NiftiPattern, PhantomConfig
-from tomoray.deidentify import Deidentifier
 from tomoray.errors import Fatal, Reason
-from tomoray.ingest import Ingester, task_bytes
-from tomoray.inventory import Entry, Inventory
+from tomoray.ingest.ingester import Ingester, task_bytes
+from tomoray.ingest.inventory import Entry, Inventory
+from tomoray.ingest.series import DicomSeries
+from tomoray.ingest.stocktaking import read_in_threads, take_stock
 from tomoray.phantom import write_patient
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import DicomSeries
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import list_source
-from tomoray.stack import Rules
-from tomoray.stocktaking import read_in_threads, take_stock
 
 ITEM_CPU_S = 5.0
 SILENT_S = 60.0  # wall clock of one item on a busy machine; then the child is stopped
-LIBRARY_BYTES = 200_000_000  # of a process that imported `tomoray.ingest`
+LIBRARY_BYTES = 200_000_000  # of a process that imported `tomoray.ingest.ingester`
 ADDRESS_SPACE = 16 * 2**30  # protects the machine, far above what is tolerated
 NAMES = Pseudonyms(b"fuzzing only: no secret")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "ct"

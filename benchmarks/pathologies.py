@@ -37,12 +37,12 @@ from monai.transforms import LoadImage
 from scipy.spatial import cKDTree
 
 from benchmarks.pathology_cases import CASES, Series, good
-from tomoray.deidentify import Deidentifier
-from tomoray.inventory import group_dicom, read_heads
-from tomoray.loader import LoadedScan, load_dicom
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.assembly.stack import Rules
+from tomoray.ingest.inventory import group_dicom, read_heads
+from tomoray.ingest.loader import LoadedScan, load_dicom
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import list_source, read_file
-from tomoray.stack import Rules
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "pathologies.md"
 KEY = Pseudonyms(b"benchmarks only: no secret")

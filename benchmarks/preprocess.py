@@ -40,14 +40,14 @@ import zarr
 from pydicom.uid import ExplicitVRLittleEndian
 
 from tomoray.archive import Archive
+from tomoray.assembly.stack import Rules
 from tomoray.catalog import Catalog
 from tomoray.config import DeidentifyConfig, Layout
-from tomoray.deidentify import Deidentifier
-from tomoray.ingest import Ingester
-from tomoray.inventory import Inventory, read_heads
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.ingest.ingester import Ingester
+from tomoray.ingest.inventory import Inventory, read_heads
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import list_source
-from tomoray.stack import Rules
 
 SERIES = Path(__file__).resolve().parents[2] / "shared" / "ct" / "lidc-idri-0314" / "ct"
 RATES = ("first_mb_per_cpu_s", "next_mb_per_cpu_s")
@@ -207,8 +207,8 @@ def run_one(name: str, series: Path, work: Path) -> None:
 def codec_alone(series: Path, voxels: np.ndarray[Any, Any]) -> float:
     """CPU seconds of decoding the slices' bytes and encoding the levels' chunks, and of nothing else."""
     from tomoray import multiscale
-    from tomoray.dicom import read_instance
-    from tomoray.pixels import decode_hu
+    from tomoray.dicom.headers import read_instance
+    from tomoray.dicom.pixels import decode_hu
 
     files = [path.read_bytes() for path in sorted(series.iterdir())]
     heads = [read_instance(data, root="", key="", size_bytes=len(data)) for data in files]

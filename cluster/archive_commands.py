@@ -65,7 +65,7 @@ def plan_training(
     flags = {"source": source, "memory_gb": memory_gb, "labels": label, "write": write}
     config = make_config_from_flags(PlanTrainingConfig, None, **flags)
     found, archive = _fingerprint_of(config, debug=debug)
-    planning = importlib.import_module("tomoray.planning")
+    planning = importlib.import_module("tomoray.statistics.planning")
     plan = planning.plan_training(found, memory_gb=config.memory_gb, labels=config.labels, archive=archive)
     if config.write:
         Path(config.write).write_text(planning.to_yaml(plan), encoding="utf-8")
@@ -97,7 +97,7 @@ def qc(
 
 def _fingerprint_of(config: PlanTrainingConfig, *, debug: bool) -> tuple[Any, str | None]:
     """The fingerprint that a config names, or of the archive that it names; and that archive's URL."""
-    fingerprints = importlib.import_module("tomoray.fingerprint")
+    fingerprints = importlib.import_module("tomoray.statistics.fingerprint")
     if config.source.endswith(".json"):
         store = importlib.import_module("tomoray.storage").open_store(config.source.rpartition("/")[0] or ".")
         try:

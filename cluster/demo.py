@@ -15,9 +15,9 @@ from pydantic import Field
 
 from cluster.demo_stages import Stages, Worked
 from cluster.local import local_ray
-from tomoray import report
 from tomoray.config import Config, Positive
 from tomoray.errors import Usage
+from tomoray.reports import run_report as report
 
 RECORD = "demo.json"
 KEY = b"the demo's patients are made up, so their pseudonyms need no secret\n"

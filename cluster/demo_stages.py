@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 
 from cluster.endpoint import serving
-from tomoray import report, settings
+from tomoray import settings
 from tomoray.archive import Archive, Scan
 from tomoray.catalog import Catalog
 from tomoray.config import (
@@ -35,12 +35,13 @@ from tomoray.config import (
     TrainConfig,
     load_config,
 )
-from tomoray.dicom_seg import read_segmentation
+from tomoray.dicom.seg import read_segmentation
 from tomoray.errors import Fatal
 from tomoray.metrics import dice
-from tomoray.pictures import Case
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.progress import console
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.reports import run_report as report
+from tomoray.reports.pictures import Case
 from tomoray.runs import open_run
 from tomoray.storage import open_store
 

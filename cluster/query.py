@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from tomoray import settings
 from tomoray.archive import Archive
+from tomoray.assembly.reasons import ABOUT
 from tomoray.catalog import SCHEMA, Catalog
 from tomoray.errors import Fatal, Reason, Usage
 from tomoray.filters import parse_filter
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.reasons import ABOUT
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 SHOWN = (
     "series_id",

@@ -17,15 +17,15 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import FingerprintConfig
 from tomoray.errors import TomoRayError, Transient
-from tomoray.fingerprint import Fingerprint, save_fingerprint, take_fingerprint
 from tomoray.progress import track
+from tomoray.statistics.fingerprint import Fingerprint, save_fingerprint, take_fingerprint
 
 
 def run(config: FingerprintConfig) -> dict[str, Any]:
     """Measure every stored scan of an archive.
 
     Returns:
-        The fields of `tomoray.fingerprint.Fingerprint`: the same archive, the same bytes.
+        The fields of `tomoray.statistics.fingerprint.Fingerprint`: the same archive, the same bytes.
 
     Raises:
         Fatal: no such archive, no scan in it, or one cannot be read.

@@ -10,17 +10,17 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import PlanConfig
 from tomoray.errors import Fatal, Transient
-from tomoray.estimate import Size, estimate, read_prices
-from tomoray.inventory import Inventory
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.stocktaking import read_in_threads, take_stock
+from tomoray.ingest.estimate import Size, estimate, read_prices
+from tomoray.ingest.inventory import Inventory
+from tomoray.ingest.stocktaking import read_in_threads, take_stock
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 
 def run(config: PlanConfig) -> dict[str, Any]:
     """Take stock of the sources and reckon up what is not in the archive yet.
 
     Returns:
-        What `tomoray.estimate.estimate` says of the series to do, `done_before` (series that the catalog answers
+        What `tomoray.ingest.estimate.estimate` says of the series to do, `done_before` (series that the catalog answers
         for), `files_ignored`, and `seconds` that the plan took.
 
     Raises:

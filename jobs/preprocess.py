@@ -22,19 +22,19 @@ from jobs.tasks import cluster_cpus, largest_node_bytes, run_bounded
 from jobs.telemetry import Telemetry
 from tomoray import __version__, settings
 from tomoray.archive import Archive
+from tomoray.assembly.stack import Rules
 from tomoray.catalog import Catalog, config_sha256
 from tomoray.config import PreprocessConfig
-from tomoray.deidentify import Deidentifier
 from tomoray.errors import Fatal, Transient
-from tomoray.ingest import Ingested, Ingester, Row, task_bytes
-from tomoray.inventory import Entry, Heads, Inventory, read_heads
-from tomoray.lease import Lease, Progress
+from tomoray.ingest.ingester import Ingested, Ingester, Row, task_bytes
+from tomoray.ingest.inventory import Entry, Heads, Inventory, read_heads
+from tomoray.ingest.lease import Lease, Progress
+from tomoray.ingest.series import Item
+from tomoray.ingest.stocktaking import take_stock
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.progress import Advance, track
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import Item
 from tomoray.sources import SourceFile
-from tomoray.stack import Rules
-from tomoray.stocktaking import take_stock
 from tomoray.storage import open_store
 
 FLUSH_EVERY_S, FLUSH_ROWS = 30.0, 1000

@@ -16,11 +16,11 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import QcConfig
 from tomoray.errors import Fatal, Transient
-from tomoray.fingerprint import current_fingerprint
 from tomoray.progress import track
-from tomoray.qc import assess
-from tomoray.qc_report import QcReport, write_qc_report
-from tomoray.thumbnails import Thumbnail, draw_thumbnail
+from tomoray.reports.qc_report import QcReport, write_qc_report
+from tomoray.reports.thumbnails import Thumbnail, draw_thumbnail
+from tomoray.statistics.fingerprint import current_fingerprint
+from tomoray.statistics.qc import assess
 
 
 def run(config: QcConfig) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def run(config: QcConfig) -> dict[str, Any]:
     A fingerprint saved with `tomoray fingerprint --save` is used where it is of the archive's very scans.
 
     Returns:
-        The fields of `tomoray.qc.Assessment`, and `archive`, `report`, `pictured`, `fingerprint` ("saved", "taken now"
-        or None).
+        The fields of `tomoray.statistics.qc.Assessment`, and `archive`, `report`, `pictured`, `fingerprint` ("saved",
+        "taken now" or None).
 
     Raises:
         Fatal: no such archive, nothing in it, or a scan cannot be read.

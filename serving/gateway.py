@@ -34,11 +34,11 @@ from serving.schemas import (
     ServedModels,
 )
 from tomoray import __version__
-from tomoray.dicom_seg import archived_headers
+from tomoray.dicom.seg import archived_headers
 from tomoray.errors import Fatal, TooLarge
-from tomoray.loader import LoadedScan
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.uploads import read_zip
+from tomoray.ingest.loader import LoadedScan
+from tomoray.ingest.uploads import read_zip
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 MAX_JSON_BYTES = 64 * 1024
 MAX_EXPANSION = 4  # a study may unpack to this many times the largest body

@@ -16,15 +16,15 @@ import boto3
 import numpy as np
 import pytest
 
+from tomoray.assembly.stack import Rules
 from tomoray.config import NiftiPattern
-from tomoray.deidentify import Deidentifier
 from tomoray.geometry import Geometry
-from tomoray.ingest import Ingester
-from tomoray.inventory import Inventory
-from tomoray.loader import LoadedScan, RefusedPart
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.stack import Rules
-from tomoray.stocktaking import read_in_threads, take_stock
+from tomoray.ingest.ingester import Ingester
+from tomoray.ingest.inventory import Inventory
+from tomoray.ingest.loader import LoadedScan, RefusedPart
+from tomoray.ingest.stocktaking import read_in_threads, take_stock
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.volume import ScanInfo, ScanUids, Volume
 
 REAL_CT = Path(__file__).parents[2] / "shared" / "ct"

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from tomoray import __version__
 from tomoray.config import SplitConfig
-from tomoray.deidentify import AUDIT_FIELDS, Deidentified, audit_row
 from tomoray.errors import Fatal, Refused
-from tomoray.series import Identity
+from tomoray.ingest.series import Identity
+from tomoray.privacy.deidentify import AUDIT_FIELDS, Deidentified, audit_row
 from tomoray.storage import Store
 from tomoray.volume import Image, Volume
 

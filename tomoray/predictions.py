@@ -19,7 +19,7 @@ from pydicom import Dataset
 from tomoray import __version__, nifti
 from tomoray.archive import Archive, Scan
 from tomoray.config import Layout
-from tomoray.dicom_seg import archived_headers, write_segmentation
+from tomoray.dicom.seg import archived_headers, write_segmentation
 from tomoray.errors import Fatal
 from tomoray.storage import Store
 from tomoray.volume import Mask

@@ -14,7 +14,7 @@ from tomoray import phantom
 from tomoray.archive import Archive
 from tomoray.config import FingerprintConfig, PhantomConfig, PreprocessConfig, QcConfig, TrainConfig, load_config
 from tomoray.errors import Fatal
-from tomoray.fingerprint import take_fingerprint
+from tomoray.statistics.fingerprint import take_fingerprint
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -31,12 +31,12 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from cluster import cli
-from tomoray import ps3_15
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog
-from tomoray.dicom import quiet_pydicom
-from tomoray.dicom_seg import write_segmentation
+from tomoray.dicom.headers import quiet_pydicom
+from tomoray.dicom.seg import write_segmentation
 from tomoray.predictions import Predictions
+from tomoray.privacy import ps3_15
 from tomoray.storage import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -22,7 +22,7 @@ from tomoray import settings
 from tomoray.archive import Archive, Scan
 from tomoray.catalog import Catalog
 from tomoray.config import PreprocessConfig
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.storage import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -24,7 +24,7 @@ from tomoray import phantom
 from tomoray.archive import Archive
 from tomoray.catalog import Split
 from tomoray.config import PhantomConfig, PredictConfig, PreprocessConfig, ServeConfig, TrainConfig
-from tomoray.dicom_seg import read_segmentation
+from tomoray.dicom.seg import read_segmentation
 from tomoray.networks import build_network
 from tomoray.runs import begin_run, finish_run
 from tomoray.storage import open_store

@@ -15,7 +15,7 @@ from tomoray import nifti
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, stored_row
 from tomoray.config import EvaluateConfig, Layout, PredictConfig, TrainConfig
-from tomoray.dicom_seg import read_segmentation
+from tomoray.dicom.seg import read_segmentation
 from tomoray.errors import Fatal, Usage
 from tomoray.geometry import Geometry
 from tomoray.metrics import dice

@@ -11,11 +11,11 @@ import pytest
 from pydicom import Dataset
 
 from tomoray.config import PhantomConfig
-from tomoray.deidentify import Deidentifier
-from tomoray.dicom_seg import archived_headers, hashed_uid, write_segmentation
+from tomoray.dicom.seg import archived_headers, hashed_uid, write_segmentation
 from tomoray.geometry import Geometry
 from tomoray.phantom import write_patient
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.volume import ScanInfo, ScanUids
 
 

@@ -9,7 +9,7 @@ from cluster import cli
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, stored_row
 from tomoray.config import Layout
-from tomoray.fingerprint import save_fingerprint, take_fingerprint
+from tomoray.statistics.fingerprint import save_fingerprint, take_fingerprint
 from tomoray.windows import axial_windows
 
 LAYOUT = Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=2)

@@ -17,8 +17,8 @@ import tensorstore
 
 from tomoray import credentials
 from tomoray.errors import Fatal, Refused, Usage
-from tomoray.inventory import read_heads
-from tomoray.pseudonyms import public_root
+from tomoray.ingest.inventory import read_heads
+from tomoray.privacy.pseudonyms import public_root
 from tomoray.sources import list_series, list_source, listing, packed, read_file, read_head
 from tomoray.storage import open_store
 

@@ -12,12 +12,12 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from tomoray.deidentify import Deidentifier
-from tomoray.dicom import Instance, read_instance
-from tomoray.inventory import group_dicom, head_of
-from tomoray.loader import LoadedScan, RefusedPart, load_dicom
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.stack import Rules
+from tomoray.assembly.stack import Rules
+from tomoray.dicom.headers import Instance, read_instance
+from tomoray.ingest.inventory import group_dicom, head_of
+from tomoray.ingest.loader import LoadedScan, RefusedPart, load_dicom
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 KEY = b"a key for tests only, of no worth"
 NAMES = Pseudonyms(KEY)

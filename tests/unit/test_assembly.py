@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from tomoray.assembly import Rejected, assemble
-from tomoray.dicom import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, Instance, PixelFormat, Plane
+from tomoray.assembly.scans import Rejected, assemble
+from tomoray.assembly.slices import PlaneRef
+from tomoray.assembly.stack import REPAIRS, Rules, Stack
+from tomoray.dicom.headers import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, Instance, PixelFormat, Plane
 from tomoray.errors import Reason, Refused
-from tomoray.slices import PlaneRef
-from tomoray.stack import REPAIRS, Rules, Stack
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)

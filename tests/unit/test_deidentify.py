@@ -20,13 +20,13 @@ from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from tomoray import ps3_15
-from tomoray.attributes import DESCRIBED
 from tomoray.config import DeidentifyConfig, make_config
-from tomoray.deidentify import AUDIT_FIELDS, Deidentified, Deidentifier, audit_row
-from tomoray.dicom import NotDicomError, quiet_pydicom, read_dataset
+from tomoray.dicom.headers import NotDicomError, quiet_pydicom, read_dataset
 from tomoray.errors import Usage
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.privacy import ps3_15
+from tomoray.privacy.attributes import DESCRIBED
+from tomoray.privacy.deidentify import AUDIT_FIELDS, Deidentified, Deidentifier, audit_row
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 PSEUDONYMS = Pseudonyms(b"a key for tests only, of no worth")
 DESCRIBE = Deidentifier(PSEUDONYMS).describe

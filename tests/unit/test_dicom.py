@@ -24,9 +24,9 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
-from tomoray import datasets, elements
-from tomoray.dicom import Instance, NotDicomError, looks_like_dicom, read_dataset, read_instance
-from tomoray.elements import Elements, Unusual
+from tomoray.dicom import datasets, elements
+from tomoray.dicom.elements import Elements, Unusual
+from tomoray.dicom.headers import Instance, NotDicomError, looks_like_dicom, read_dataset, read_instance
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 

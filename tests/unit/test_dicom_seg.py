@@ -15,13 +15,13 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from tomoray.config import DeidentifyConfig
-from tomoray.deidentify import Deidentifier
-from tomoray.dicom_seg import archived_headers, hashed_uid, read_segmentation, write_segmentation
-from tomoray.drawings import Drawing, draw
+from tomoray.dicom.seg import archived_headers, hashed_uid, read_segmentation, write_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import DicomFile
+from tomoray.ingest.drawings import Drawing, draw
+from tomoray.ingest.series import DicomFile
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.volume import Mask, ScanInfo, ScanUids
 
 SHAPE = (6, 20, 24)

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from tomoray.archive import Archive
-from tomoray.arrays import image_array, label_array
-from tomoray.body import find_body
 from tomoray.config import Layout
 from tomoray.errors import Fatal
-from tomoray.fingerprint import (
+from tomoray.geometry import Geometry
+from tomoray.statistics.arrays import image_array, label_array
+from tomoray.statistics.body import find_body
+from tomoray.statistics.fingerprint import (
     Fingerprint,
     current_fingerprint,
     read_fingerprint,
     save_fingerprint,
     take_fingerprint,
 )
-from tomoray.geometry import Geometry
-from tomoray.histograms import Histogram
+from tomoray.statistics.histograms import Histogram
 
 LAYOUT = Layout(chunk_zyx=(8, 16, 16), shard_zyx=(16, 32, 32), levels=2)
 IDS = ["a" * 20, "b" * 20]

@@ -4,10 +4,10 @@ import dataclasses
 import random
 from pathlib import Path
 
-from tomoray.dicom import STRUCTURE_SET_STORAGE
+from tomoray.dicom.headers import STRUCTURE_SET_STORAGE
 from tomoray.errors import Reason
-from tomoray.inventory import group_dicom, head_of, read_heads
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.ingest.inventory import group_dicom, head_of, read_heads
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import list_source
 
 NAMES = Pseudonyms(b"a key for tests only, of no worth")

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from pydicom import Dataset
 
-from tomoray.burned_in import burned_in_suspect
-from tomoray.identifiers import identifiers, is_clean, scrub_uri
-from tomoray.vocabulary import DESCRIPTIONS, SCANNERS, body_part, clean_words, manufacturer, scanner_model
+from tomoray.privacy.burned_in import burned_in_suspect
+from tomoray.privacy.identifiers import identifiers, is_clean, scrub_uri
+from tomoray.privacy.vocabulary import DESCRIPTIONS, SCANNERS, body_part, clean_words, manufacturer, scanner_model
 
 
 def found(**values: object) -> frozenset[str]:

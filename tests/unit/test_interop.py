@@ -24,7 +24,7 @@ from tomoray.catalog import SCHEMA, Catalog, refused_row, stored_row
 from tomoray.config import Layout
 from tomoray.errors import Reason, Refused
 from tomoray.filters import parse_filter
-from tomoray.series import Identity
+from tomoray.ingest.series import Identity
 from tomoray.volume import Volume
 
 

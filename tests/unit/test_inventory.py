@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tomoray.deidentify import Deidentifier
-from tomoray.drawings import read_drawings
+from tomoray.assembly.stack import Rules
 from tomoray.errors import Reason, Refused
-from tomoray.inventory import Head, Inventory
-from tomoray.loader import RefusedPart, load_volume_files
+from tomoray.ingest.drawings import read_drawings
+from tomoray.ingest.inventory import Head, Inventory
+from tomoray.ingest.loader import RefusedPart, load_volume_files
+from tomoray.ingest.series import BadFile, DicomFile, DicomSeries, VolumeCase
 from tomoray.nifti import write
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import BadFile, DicomFile, DicomSeries, VolumeCase
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import SourceFile, read_file
-from tomoray.stack import Rules
 
 NAMES = Pseudonyms(b"a key for tests only, of no worth")
 

@@ -11,9 +11,9 @@ from tomoray import nifti, nrrd
 from tomoray.config import NiftiPattern
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.loader import LoadedScan
+from tomoray.ingest.loader import LoadedScan
+from tomoray.ingest.volume_files import group_volumes, is_volume
 from tomoray.sources import list_source
-from tomoray.volume_files import group_volumes, is_volume
 
 DIRECTIONS = np.array([[0.7, 0.1, 0], [-0.1, 0.8, 0], [0, 0, 2.5]])  # a row an axis
 ORIGIN = np.array([-120.0, -130, 40])

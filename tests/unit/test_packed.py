@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tomoray.errors import Fatal, Reason, Refused
-from tomoray.inventory import read_heads
+from tomoray.ingest.inventory import read_heads
 from tomoray.sources import list_source, packed, read_file, read_head, unpacked
 
 KINDS = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"]

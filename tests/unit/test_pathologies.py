@@ -7,12 +7,12 @@ import pytest
 from scipy.spatial import cKDTree
 
 from benchmarks.pathology_cases import CASES, Case, Series
-from tomoray.deidentify import Deidentifier
-from tomoray.dicom import read_instance
-from tomoray.inventory import group_dicom, head_of
-from tomoray.loader import LoadedScan, RefusedPart, load_dicom
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.stack import Rules
+from tomoray.assembly.stack import Rules
+from tomoray.dicom.headers import read_instance
+from tomoray.ingest.inventory import group_dicom, head_of
+from tomoray.ingest.loader import LoadedScan, RefusedPart, load_dicom
+from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.volume import Volume
 
 NAMES = Pseudonyms(b"a key for tests only, of no worth")

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 from scipy import ndimage
 
 from tomoray.config import PhantomConfig
-from tomoray.dicom_seg import read_segmentation
+from tomoray.dicom.seg import read_segmentation
 from tomoray.phantom import PhantomImage, make_patient, write_cohort, write_patient
 from tomoray.phantom.cohort import sample_patient
 from tomoray.phantom.scanner import acquire

@@ -32,10 +32,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tomoray.codestreams import encoded_frame, read_size
-from tomoray.dicom import Instance, quiet_pydicom, read_instance
+from tomoray.dicom.codestreams import encoded_frame, read_size
+from tomoray.dicom.headers import Instance, quiet_pydicom, read_instance
+from tomoray.dicom.pixels import decode_hu
 from tomoray.errors import Reason, Refused
-from tomoray.pixels import decode_hu
 
 ROWS, COLUMNS = 36, 33
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"

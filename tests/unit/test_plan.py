@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tomoray.errors import Usage
-from tomoray.estimate import Size, estimate, read_prices
-from tomoray.ingest import task_bytes
+from tomoray.ingest.estimate import Size, estimate, read_prices
+from tomoray.ingest.ingester import task_bytes
 
 SERIES = Size(n_instances=100, size_bytes=53_000_000, voxel_bytes=100 * 512 * 512 * 2)
 

@@ -14,9 +14,9 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog, refused_row
 from tomoray.config import Layout, PlanConfig
 from tomoray.errors import Reason, Refused, Usage
-from tomoray.estimate import COMPRESSED_MB_PER_S, NATIVE_MB_PER_S
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import ListedSeries
+from tomoray.ingest.estimate import COMPRESSED_MB_PER_S, NATIVE_MB_PER_S
+from tomoray.ingest.series import ListedSeries
+from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import list_series
 
 N = 5000

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from tomoray.planes import _read_ahead, _reorder
-from tomoray.series import DicomFile
+from tomoray.ingest.planes import _read_ahead, _reorder
+from tomoray.ingest.series import DicomFile
 
 
 @pytest.mark.parametrize("seed", range(200))

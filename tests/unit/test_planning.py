@@ -9,9 +9,9 @@ import yaml
 
 from tomoray.config import TrainConfig, make_config
 from tomoray.errors import Fatal, Usage
-from tomoray.fingerprint import Fingerprint, HuStatistics, ScanFingerprint, Spread
-from tomoray.planning import plan_training, to_yaml
-from tomoray.step_memory import step_bytes
+from tomoray.statistics.fingerprint import Fingerprint, HuStatistics, ScanFingerprint, Spread
+from tomoray.statistics.planning import plan_training, to_yaml
+from tomoray.statistics.step_memory import step_bytes
 
 HU = HuStatistics(
     n_voxels=4, min=-900, max=300, mean=-100.0, std=1.0, percentile_0_5=-900.0, median=0.0, percentile_99_5=300.0

@@ -4,7 +4,7 @@ import pickle
 
 from pydicom.uid import UID
 
-from tomoray.pseudonyms import Pseudonyms
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 KEY = b"0123456789abcdef"
 

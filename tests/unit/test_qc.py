@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tomoray import charts
 from tomoray.archive import Archive
 from tomoray.catalog import SCHEMA
 from tomoray.config import Layout
-from tomoray.fingerprint import Fingerprint, take_fingerprint
-from tomoray.qc import AGE_GROUPS, Assessment, age_group, assess, find_outliers, robust_z
-from tomoray.qc_report import QcReport, render, write_qc_report
-from tomoray.thumbnails import draw_thumbnail
+from tomoray.reports import charts
+from tomoray.reports.qc_report import QcReport, render, write_qc_report
+from tomoray.reports.thumbnails import draw_thumbnail
+from tomoray.statistics.fingerprint import Fingerprint, take_fingerprint
+from tomoray.statistics.qc import AGE_GROUPS, Assessment, age_group, assess, find_outliers, robust_z
 
 LAYOUT = Layout(chunk_zyx=(8, 16, 16), shard_zyx=(16, 32, 32), levels=2)
 

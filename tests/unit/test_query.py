@@ -17,9 +17,9 @@ from tomoray.archive import Archive
 from tomoray.catalog import SCHEMA, Catalog, refused_row, stored_row
 from tomoray.config import Layout
 from tomoray.errors import Reason, Refused
-from tomoray.lease import MARK
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.series import Identity
+from tomoray.ingest.lease import MARK
+from tomoray.ingest.series import Identity
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 UID = "1.2.840.113654.2.55.1"
 SCAN = "5ca9" * 5

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tomoray.assembly import Rejected, assemble
-from tomoray.dicom import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, Instance, NotDicomError, read_instance
-from tomoray.pixels import decode_hu
-from tomoray.slices import PlaneRef
-from tomoray.stack import REPAIRS, Rules, Stack, apply_repair
+from tomoray.assembly.scans import Rejected, assemble
+from tomoray.assembly.slices import PlaneRef
+from tomoray.assembly.stack import REPAIRS, Rules, Stack, apply_repair
+from tomoray.dicom.headers import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, Instance, NotDicomError, read_instance
+from tomoray.dicom.pixels import decode_hu
 
 
 def instances_in(found: Path, tmp_path: Path) -> dict[str, list[Instance]]:

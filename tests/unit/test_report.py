@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as Pillow
 
 from tomoray.geometry import Geometry
-from tomoray.pictures import Case, contours, draw, largest_piece, views
-from tomoray.report import Report, Stage, mean, render, write_report
+from tomoray.reports.pictures import Case, contours, draw, largest_piece, views
+from tomoray.reports.run_report import Report, Stage, mean, render, write_report
 
 SHAPE = (20, 40, 60)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from tomoray.assembly import assemble
+from tomoray.assembly.resample import resample_planes
+from tomoray.assembly.scans import assemble
+from tomoray.assembly.stack import Rules, Stack, apply_repair
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.resample import resample_planes
-from tomoray.stack import Rules, Stack, apply_repair
 
 ROWS, COLUMNS = 36, 33  # of `make_series`
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

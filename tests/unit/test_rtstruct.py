@@ -5,9 +5,9 @@ import pytest
 from pydicom import Dataset
 
 from tomoray import nifti
+from tomoray.dicom.rtstruct import fill_even_odd, read_rtstruct
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
-from tomoray.rtstruct import fill_even_odd, read_rtstruct
 from tomoray.volume import LABEL_NAME
 
 GRID = Geometry.from_matrix((5, 64, 48), [[0.7, 0, 0, -20], [0, 0.8, 0, -30], [0, 0, 2.5, -100], [0, 0, 0, 1]])

@@ -16,7 +16,7 @@ from pydicom.uid import (
 )
 
 from tomoray.errors import Reason, Refused
-from tomoray.loader import RefusedPart
+from tomoray.ingest.loader import RefusedPart
 
 
 def stored_values(series):

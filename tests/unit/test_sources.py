@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tomoray.errors import Fatal, Usage
-from tomoray.pseudonyms import Pseudonyms, public_root
+from tomoray.privacy.pseudonyms import Pseudonyms, public_root
 from tomoray.sources import (
     list_series,
     list_source,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tomoray.errors import Fatal, Refused
-from tomoray.pseudonyms import Pseudonyms
-from tomoray.uploads import read_zip
+from tomoray.ingest.uploads import read_zip
+from tomoray.privacy.pseudonyms import Pseudonyms
 
 NAMES = Pseudonyms(b"a key for tests only, of no worth")
 

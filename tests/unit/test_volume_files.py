@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from tomoray.config import NiftiPattern
+from tomoray.ingest.volume_files import group_volumes
 from tomoray.sources import SourceFile
-from tomoray.volume_files import group_volumes
 
 
 def test_nifti_masks_find_their_image_though_names_hold_underscores():

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from tomoray import __version__
 from tomoray.config import PhantomConfig
-from tomoray.dicom_seg import write_segmentation
+from tomoray.dicom.seg import write_segmentation
 from tomoray.geometry import Geometry
 from tomoray.phantom.canvas import Canvas, Point
 from tomoray.phantom.lungs import Nodule, draw_nodules, draw_vessels

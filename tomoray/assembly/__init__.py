@@ -1,0 +1,1 @@
+"""Slices to one regular grid, or a refusal that says what was found."""

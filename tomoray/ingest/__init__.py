@@ -1,0 +1,1 @@
+"""Sources to archive: what is there, what is read, what is written, once."""

@@ -1,0 +1,1 @@
+"""What leaves the hospital, and what is known to name nobody."""

@@ -1,0 +1,1 @@
+"""What the scans of an archive are like, and what follows for training."""
