@@ -48,7 +48,7 @@ schemas: install ## write the configs' JSON Schemas to docs/schemas
 	$(BIN)/tomoray schema --write docs/schemas
 
 lock: install ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra idc --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra export --extra idc --extra tracking --universal --python-version 3.11 \
 		$(addprefix --no-emit-package ,$(CUDA)) --no-annotate --no-header --output-file requirements.lock
 
 clean: ## remove .venv, caches and out/

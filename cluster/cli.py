@@ -31,11 +31,11 @@ from tomoray.config import (
     PredictConfig,
     PreprocessConfig,
     ServeConfig,
-    TrainConfig,
     read_recipe,
     recipe_names,
 )
 from tomoray.errors import Usage
+from tomoray.training.config import TrainConfig
 
 app = typer.Typer(
     name="tomoray",
@@ -170,7 +170,7 @@ def train(
     out: Annotated[str | None, typer.Option(metavar="RUN", help="Where checkpoints and metrics go.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that train together.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches per worker and step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches per step, over all workers.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, patches and order.")] = None,
     json: Json = False,
     debug: Debug = False,

@@ -32,7 +32,6 @@ from tomoray.config import (
     PredictConfig,
     PreprocessConfig,
     ServeConfig,
-    TrainConfig,
     load_config,
 )
 from tomoray.dicom.seg import read_segmentation
@@ -44,6 +43,7 @@ from tomoray.reports import run_report as report
 from tomoray.reports.pictures import Case
 from tomoray.runs import open_run
 from tomoray.storage import open_store
+from tomoray.training.config import TrainConfig
 
 GOALS = {"lungs": 0.95, "nodules": 0.60}
 
@@ -90,7 +90,7 @@ class Stages:
         """Train on most of the patients."""
         config = self._train
         result = _job("train", config)
-        megabytes = config.steps * config.batch_size * config.workers * math.prod(config.patch_zyx) * 2 / 1e6
+        megabytes = config.steps * config.batch_size * math.prod(config.patch_zyx) * 2 / 1e6
         return Worked(result=result, megabytes=megabytes, what=f"{config.steps} steps, {config.workers} workers")
 
     def predict(self) -> Worked:

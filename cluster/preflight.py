@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tomoray.archive import Archive
-from tomoray.config import (
-    Config,
-    EvaluateConfig,
-    FingerprintConfig,
-    PredictConfig,
-    PreprocessConfig,
-    QcConfig,
-    TrainConfig,
-)
+from tomoray.config import Config, EvaluateConfig, FingerprintConfig, PredictConfig, PreprocessConfig, QcConfig
 from tomoray.errors import Fatal
 from tomoray.runs import open_run
 from tomoray.storage import open_store
+from tomoray.training.config import TrainConfig
 
 
 def check(config: Config) -> None:

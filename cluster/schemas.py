@@ -17,9 +17,9 @@ from tomoray.config import (
     PreprocessConfig,
     QcConfig,
     ServeConfig,
-    TrainConfig,
 )
 from tomoray.errors import Usage
+from tomoray.training.config import TrainConfig
 
 CONFIGS: dict[str, type[Config]] = {
     "phantom": PhantomConfig,

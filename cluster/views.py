@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tomoray import progress
-from tomoray.config import TrainConfig
+from tomoray.training.config import TrainConfig
 
 Result = Mapping[str, Any]
 

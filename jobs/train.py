@@ -13,14 +13,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import ray
 import torch
-from monai.losses.dice import DiceCELoss
 from ray import train
 from ray.train import torch as train_torch
 from torch import distributed, nn
@@ -28,19 +27,16 @@ from torch import distributed, nn
 from jobs.main import main
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, Split, split_by_patient
-from tomoray.config import TrainConfig
 from tomoray.errors import Fatal, TomoRayError, Usage
-from tomoray.metrics import dice
-from tomoray.networks import build_network
 from tomoray.patches import PatchStream, require_labels
-from tomoray.predict import Segmenter
 from tomoray.progress import Advance, track
 from tomoray.runs import CHECKPOINTS, MODEL, STATE, Run, begin_run, checkpoint_name, finish_run, open_run
 from tomoray.storage import open_store
+from tomoray.tasks.segmentation import NETWORK, Segmentation
+from tomoray.training.config import TrainConfig
 
 MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
 _SHOW_EVERY_S = 0.5
-_GRADIENT_NORM = 5.0
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -125,24 +121,27 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    network = build_network(config.network, out_channels=len(config.labels) + 1)
+    task = Segmentation(config)
+    network = task.build_networks()[NETWORK]
     model = train_torch.prepare_model(network)
     device = next(network.parameters()).device
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.optimizer.weight_decay
+    )
     losses = _load_checkpoint(network, optimizer, device)
     first_step = len(losses)
     archive = Archive.open(str(config.archive))
     stream = PatchStream(archive, job["train"], config, rank=rank, world_size=world_size, start_step=first_step)
-    objective = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     started, shown, waited_s = time.perf_counter(), 0.0, 0.0
     for step, batch in zip(range(first_step, config.steps), stream, strict=False):
         waited_s += batch.waited_s
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps) ** 0.9
-        loss = objective(model(batch.image.to(device)), batch.classes.to(device))
+        batch = replace(batch, image=batch.image.to(device), classes=batch.classes.to(device))
+        loss = task.loss({NETWORK: model}, batch, NETWORK)
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.clip_norm)
         if not torch.isfinite(norm):  # the gradient is averaged, so that every worker sees this at the same step
             return {"fatal": f"the loss is no number at step {step}; lower learning_rate ({config.learning_rate})"}
         optimizer.step()
@@ -161,7 +160,7 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
         "loss_curve": curve,
         "step_seconds": round(step_s, 3),
         "waiting_seconds": round(waited_s, 3),
-        "validation_dice": _validate(network, config, archive, job["validation"], rank, world_size, device),
+        "validation_dice": _validate(task, network, archive, job["validation"], rank, world_size),
     }
 
 
@@ -191,30 +190,19 @@ def _save_checkpoint(network: nn.Module, optimizer: torch.optim.Optimizer, losse
 
 
 def _validate(
-    network: nn.Module,
-    config: TrainConfig,
-    archive: Archive,
-    scan_ids: Sequence[str],
-    rank: int,
-    world_size: int,
-    device: torch.device,
+    task: Segmentation, network: nn.Module, archive: Archive, scan_ids: Sequence[str], rank: int, world_size: int
 ) -> dict[str, float]:
     """Mean Dice per label over the validation scans; each worker segments its share."""
     for buffer in network.buffers():
         if world_size > 1:  # running statistics differ by one batch
             distributed.broadcast(buffer, 0)
-    segmenter = Segmenter(network, config, device)
-    mine: list[dict[str, float]] = []
-    for scan_id in scan_ids[rank::world_size]:
-        scan = archive.scan(scan_id)
-        masks = segmenter.segment(scan.image().read().result(), scan.geometry)
-        mine.append({name: dice(masks[name], scan.label(name).read().result()) for name in config.labels})
+    mine = [task.examine({NETWORK: network}, archive, scan_id) for scan_id in scan_ids[rank::world_size]]
     shares: list[Any] = [mine]
     if world_size > 1:
         shares = [None] * world_size
         distributed.all_gather_object(shares, mine)
-    scores = [score for share in shares for score in share]
-    return {name: sum(score[name] for score in scores) / len(scores) for name in config.labels} if scores else {}
+    scores = task.score([found for share in shares for found in share])
+    return {name.removeprefix("dice/"): score for name, score in scores.items() if name != "dice"}
 
 
 def _curve(losses: Sequence[float], points: int = 100) -> list[tuple[int, float]]:

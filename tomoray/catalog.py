@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tomoray import __version__
-from tomoray.config import SplitConfig
 from tomoray.errors import Fatal, Refused
 from tomoray.ingest.series import Identity
 from tomoray.privacy.deidentify import AUDIT_FIELDS, Deidentified, audit_row
 from tomoray.storage import Store
+from tomoray.training.config import SplitConfig
 from tomoray.volume import Image, Volume
 
 Row = dict[str, Any]

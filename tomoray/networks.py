@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets.unet import UNet
 from torch import nn
 
-from tomoray.config import NetworkConfig
+from tomoray.training.config import NetworkConfig
 
 
 def build_network(config: NetworkConfig, out_channels: int) -> nn.Module:

@@ -1,8 +1,9 @@
 """The patch stream: windows of many scans read ahead, in an order that depends on the seed alone.
 
-Sample i of a run is a pure function of (seed, i), and rank r of n takes samples step * batch * n + r * batch + k.
-So the order does not depend on how fast anyone reads, and a run resumes anywhere by starting at that step.
-Only windows are read, never a scan; threads wait for them while TensorStore fetches and decodes.
+Sample i of a run is a pure function of (seed, i). Step s wants samples s * batch to (s + 1) * batch, of which rank r of
+n takes every n-th from the r-th on. So the order does not depend on how fast anyone reads or on how many do, and a run
+resumes anywhere by starting at that step. Only windows are read, never a scan; threads wait for them while TensorStore
+fetches and decodes.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 
 from tomoray.archive import Archive
-from tomoray.config import TrainConfig
 from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, Zyx, to_canonical
+from tomoray.training.config import TrainConfig
 from tomoray.transforms import Grid, Taps, linear_taps, resample, scale_hu, target_grid
 from tomoray.volume import AIR_HU
 
+_Patch = tuple[str, Tensor, Tensor]  # scan_id, image, classes
 _HALF = 0.499  # less than a half by more than rounding
 
 
@@ -51,11 +53,15 @@ class Batch:
     Attributes:
         image: float32 (batch, 1, z, y, x), HU scaled to 0..1.
         classes: uint8 (batch, 1, z, y, x): 0 background, n for `config.labels[n - 1]`.
+        samples: number of each sample within the run, which whatever is drawn for it depends on.
+        scan_ids: where each was cut from.
         waited_s: how long the training loop stood still for it.
     """
 
     image: Tensor
     classes: Tensor
+    samples: tuple[int, ...]
+    scan_ids: tuple[str, ...]
     waited_s: float
 
 
@@ -103,18 +109,25 @@ class PatchStream:
     def __iter__(self) -> Iterator[Batch]:
         """Read ahead in threads that end with the iterator."""
         with ThreadPoolExecutor(min(32, self._in_flight * self._config.batch_size), "patches") as pool:
-            waiting: deque[list[Future[tuple[Tensor, Tensor]]]] = deque()
+            waiting: deque[tuple[range, list[Future[_Patch]]]] = deque()
             step = self._start_step
             try:
                 while True:
                     while len(waiting) < self._in_flight:
-                        waiting.append([pool.submit(self._read, i) for i in self._indices(step)])
+                        samples = self._samples(step)
+                        waiting.append((samples, [pool.submit(self._read, i) for i in samples]))
                         step += 1
                     since = time.perf_counter()
-                    patches = [future.result() for future in waiting.popleft()]
+                    samples, futures = waiting.popleft()
+                    scan_ids, image, classes = zip(*(future.result() for future in futures), strict=True)
                     waited_s = time.perf_counter() - since
-                    image, classes = (torch.stack(parts)[:, None] for parts in zip(*patches, strict=True))
-                    yield Batch(image=image, classes=classes, waited_s=waited_s)
+                    yield Batch(
+                        image=torch.stack(image)[:, None],
+                        classes=torch.stack(classes)[:, None],
+                        samples=tuple(samples),
+                        scan_ids=scan_ids,
+                        waited_s=waited_s,
+                    )
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -132,7 +145,7 @@ class PatchStream:
         else:
             spare = np.array(scan.grid.shape_zyx) - patch
             corner = np.where(spare > 0, rng.integers(0, np.maximum(spare, 0) + 1), spare // 2)
-        flips = rng.random(3) < 0.5 if self._config.mirror else np.zeros(3, dtype=bool)
+        flips = rng.random(3) < 0.5 if self._config.augment.mirror else np.zeros(3, dtype=bool)
         z, y, x = (int(v) for v in corner)
         return Sample(scan_id=scan_id, corner_zyx=(z, y, x), flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])))
 
@@ -162,13 +175,13 @@ class PatchStream:
         mirrored = [axis for axis, flip in enumerate(sample.flips) if flip]
         return image.flip(mirrored), classes.flip(mirrored)
 
-    def _read(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.cut(self.sample(i))
+    def _read(self, i: int) -> _Patch:
+        sample = self.sample(i)
+        return sample.scan_id, *self.cut(sample)
 
-    def _indices(self, step: int) -> range:
+    def _samples(self, step: int) -> range:
         batch = self._config.batch_size
-        first = (step * self._world_size + self._rank) * batch
-        return range(first, first + batch)
+        return range(step * batch + self._rank, (step + 1) * batch, self._world_size)
 
     def _open_scan(self, scan_id: str) -> _OpenScan:
         scan = self._archive.scan(scan_id)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tomoray.config import TrainConfig
 from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, from_canonical, to_canonical
 from tomoray.networks import build_network
 from tomoray.runs import Run, open_run
+from tomoray.training.config import TrainConfig
 from tomoray.transforms import Grid, linear_taps, resample, scale_hu, target_grid
 from tomoray.volume import AIR_HU, Image, Mask
 

@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 from tomoray import __version__
 from tomoray.catalog import Split
-from tomoray.config import TrainConfig, make_config
+from tomoray.config import make_config
 from tomoray.errors import Fatal, Usage
 from tomoray.storage import Store, open_store
+from tomoray.training.config import TrainConfig
 
 STARTED, FINISHED, CHECKPOINTS = "started.json", "run.json", "checkpoints"
 MODEL, STATE = "model.pt", "state.pt"

@@ -12,9 +12,10 @@ from cluster import cli
 from jobs import fingerprint, preprocess, qc, train
 from tomoray import phantom
 from tomoray.archive import Archive
-from tomoray.config import FingerprintConfig, PhantomConfig, PreprocessConfig, QcConfig, TrainConfig, load_config
+from tomoray.config import FingerprintConfig, PhantomConfig, PreprocessConfig, QcConfig, load_config
 from tomoray.errors import Fatal
 from tomoray.statistics.fingerprint import take_fingerprint
+from tomoray.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -23,11 +23,12 @@ from jobs import predict, preprocess
 from tomoray import phantom
 from tomoray.archive import Archive
 from tomoray.catalog import Split
-from tomoray.config import PhantomConfig, PredictConfig, PreprocessConfig, ServeConfig, TrainConfig
+from tomoray.config import PhantomConfig, PredictConfig, PreprocessConfig, ServeConfig
 from tomoray.dicom.seg import read_segmentation
 from tomoray.networks import build_network
 from tomoray.runs import begin_run, finish_run
 from tomoray.storage import open_store
+from tomoray.training.config import TrainConfig
 
 DICOM, JSON, NIFTI, ZIP = "application/dicom", "application/json", "application/gzip", "application/zip"
 MAX_BODY_MB = 20

@@ -14,7 +14,7 @@ from jobs import evaluate, predict, train
 from tomoray import nifti
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, stored_row
-from tomoray.config import EvaluateConfig, Layout, PredictConfig, TrainConfig
+from tomoray.config import EvaluateConfig, Layout, PredictConfig
 from tomoray.dicom.seg import read_segmentation
 from tomoray.errors import Fatal, Usage
 from tomoray.geometry import Geometry
@@ -22,6 +22,7 @@ from tomoray.metrics import dice
 from tomoray.predict import load_segmenter
 from tomoray.runs import open_run
 from tomoray.storage import open_store
+from tomoray.training.config import TrainConfig
 from tomoray.volume import ScanInfo, ScanUids, Volume
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -205,7 +206,7 @@ def test_scan_without_its_label_is_named_before_anything_is_written(tmp_path, ra
 
 def test_more_workers_than_this_machine_has_is_a_usage_error(archive, tmp_path):
     with pytest.raises(Usage, match="64 workers want a CPU each"):
-        train.run(config(archive, tmp_path / "run", workers=64))
+        train.run(config(archive, tmp_path / "run", workers=64, batch_size=64))
     assert not (tmp_path / "run").exists()
 
 

@@ -7,8 +7,9 @@ from cluster.local import local_ray
 from jobs import evaluate, train
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, stored_row
-from tomoray.config import EvaluateConfig, Layout, TrainConfig
+from tomoray.config import EvaluateConfig, Layout
 from tomoray.runs import open_run
+from tomoray.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

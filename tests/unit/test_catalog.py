@@ -3,12 +3,12 @@ from pydicom import Dataset
 
 from tomoray import __version__
 from tomoray.catalog import SCHEMA, Catalog, refused_row, split_by_patient, stored_row
-from tomoray.config import SplitConfig
 from tomoray.errors import Fatal, Reason, Refused
 from tomoray.ingest.series import Identity
 from tomoray.privacy.deidentify import Deidentifier
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.storage import open_store
+from tomoray.training.config import SplitConfig
 
 
 @pytest.fixture

@@ -4,18 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tomoray.config import (
-    Layout,
-    NiftiPattern,
-    PreprocessConfig,
-    SplitConfig,
-    TrainConfig,
-    load_config,
-    make_config,
-    read_recipe,
-    recipe_names,
-)
+from tomoray.config import Layout, NiftiPattern, PreprocessConfig, load_config, make_config, read_recipe, recipe_names
 from tomoray.errors import Usage
+from tomoray.training.config import SplitConfig, TrainConfig
 
 
 def write(folder: Path, text: str) -> str:

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from tomoray.config import NetworkConfig, TrainConfig, make_config
+from tomoray.config import make_config
 from tomoray.errors import Usage
 from tomoray.networks import build_network
+from tomoray.training.config import NetworkConfig, TrainConfig
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

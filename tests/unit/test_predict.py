@@ -7,7 +7,6 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from tomoray.catalog import Split
-from tomoray.config import NetworkConfig, TrainConfig
 from tomoray.errors import Fatal
 from tomoray.geometry import Geometry, from_canonical
 from tomoray.metrics import dice
@@ -15,6 +14,7 @@ from tomoray.networks import build_network
 from tomoray.predict import Segmenter, load_segmenter, window_starts
 from tomoray.runs import begin_run, finish_run
 from tomoray.storage import open_store
+from tomoray.training.config import NetworkConfig, TrainConfig
 
 DIAGONAL = np.diag([1.0, 1.0, 1.0, 1.0])
 TILTED_ORDER = np.array([[0, 0, -1.0, 0], [1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])  # x -> P, y -> I, z -> R

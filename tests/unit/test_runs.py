@@ -4,10 +4,10 @@ import json
 import pytest
 
 from tomoray.catalog import Split
-from tomoray.config import TrainConfig
 from tomoray.errors import Fatal, Usage
 from tomoray.runs import begin_run, finish_run, open_run, select_scans
 from tomoray.storage import open_store
+from tomoray.training.config import TrainConfig
 
 SPLIT = Split(train=("p1", "p2"), validation=(), test=("p3",))
 

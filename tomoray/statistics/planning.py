@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tomoray.config import Config, Layout, NetworkConfig, SplitConfig, TrainConfig
+from tomoray.config import Config, Layout
 from tomoray.errors import Fatal, Usage
 from tomoray.geometry import Zyx, ZyxMm
 from tomoray.statistics.fingerprint import Fingerprint, HuCounts
 from tomoray.statistics.histograms import Histogram
 from tomoray.statistics.step_memory import step_bytes
+from tomoray.training.config import NetworkConfig, SplitConfig, TrainConfig
 
 ANISOTROPY = 3.0  # from here on, nnU-Net treats the coarsest axis on its own
 MIN_FEATURE_MAP = 4

@@ -9,9 +9,9 @@ from math import ceil, prod
 import torch
 from monai.losses.dice import DiceCELoss
 
-from tomoray.config import NetworkConfig
 from tomoray.geometry import Zyx
 from tomoray.networks import build_network
+from tomoray.training.config import NetworkConfig
 
 _KEPT_TO_PEAK = 2.0  # peak of a step by what autograd keeps: 1.5 to 1.95 measured on CPU
 _BYTES_PER_WEIGHT = 16  # weight, gradient and Adam's two moments, float32

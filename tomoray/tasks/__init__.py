@@ -1,0 +1,1 @@
+"""What may be learned from scans, one module each; `task.py` says what they have in common."""

@@ -1,0 +1,1 @@
+"""How a network is trained: configs, steps, losses, augmentation, checkpoints."""
