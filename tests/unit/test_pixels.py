@@ -8,6 +8,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import imagecodecs
 import jpeg_ls
 import numpy as np
 import pydicom
@@ -118,6 +119,8 @@ def encode_frame(syntax: UID, values: np.ndarray, stored: int) -> bytes:
         )
     if syntax == JPEG2000Lossless:
         return bytes(encode_array(values, bits_stored=stored, photometric_interpretation=2))
+    if syntax == HTJ2KLossless:
+        return bytes(imagecodecs.htj2k_encode(values))
     return RLELosslessEncoder.encode(
         values.tobytes(),
         rows=rows,
@@ -132,7 +135,7 @@ def encode_frame(syntax: UID, values: np.ndarray, stored: int) -> bytes:
 
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
-COMPRESSED = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
+COMPRESSED = (RLELossless, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless)
 BITS = [(8, 8), (8, 7), (16, 8), (16, 12), (16, 16)]
 
 
