@@ -1,49 +1,34 @@
 """The patch stream: windows of many scans read ahead, in an order that depends on the seed alone.
 
-Sample i of a run is a pure function of (seed, i). Step s wants samples s * batch to (s + 1) * batch, of which rank r of
-n takes every n-th from the r-th on. So the order does not depend on how fast anyone reads or on how many do, and a run
-resumes anywhere by starting at that step. Only windows are read, never a scan; threads wait for them while TensorStore
-fetches and decodes.
+Sample i of a run is a pure function of (seed, i): `sampling` says which. Step s wants samples s * batch to
+(s + 1) * batch, of which rank r of n takes every n-th from the r-th on. So the order does not depend on how fast anyone
+reads or on how many do, and a run resumes anywhere by starting at that step.
+
+For a visit, one box of each array is read, which holds all of its patches that this worker takes; it is let go of with
+the last of them. Threads read boxes and cut patches: obstore, TensorStore and NumPy all work without the GIL, so one
+process feeds a machine. What is held is counted in bytes before it is read, and bounded by `stream.read_ahead_mb`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tomoray.archive import Archive
+from tomoray.block_cache import BlockCache
 from tomoray.errors import Fatal
-from tomoray.geometry import Geometry, Zyx, to_canonical
+from tomoray.read_ahead import ReadAhead, Share
+from tomoray.regions import Sample
+from tomoray.samples import Samples
+from tomoray.shards import Reads
 from tomoray.training.config import TrainConfig
-from tomoray.transforms import Grid, Taps, linear_taps, resample, scale_hu, target_grid
-from tomoray.volume import AIR_HU
 
-_Patch = tuple[str, Tensor, Tensor]  # scan_id, image, classes
-_HALF = 0.499  # less than a half by more than rounding
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """What to cut for sample i.
-
-    Attributes:
-        scan_id: from which scan.
-        corner_zyx: the patch's first voxel on the scan's target grid (canonical orientation); may lie outside it.
-        flips: which axes to mirror.
-    """
-
-    scan_id: str
-    corner_zyx: Zyx
-    flips: tuple[bool, bool, bool]
+__all__ = ["Batch", "PatchStream", "Sample", "StreamStats", "require_labels"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,12 +51,41 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _OpenScan:
-    geometry: Geometry
-    grid: Grid
-    image: Any
-    labels: dict[str, Any]
-    foreground: dict[str, np.ndarray]  # canonical voxels (n, 3); labels with an empty mask are absent
+class StreamStats:
+    """What a stream has done since it began.
+
+    Attributes:
+        patches: handed out.
+        requests: to the archive's store: GETs and HEADs on S3.
+        fetched_bytes: that came from the store.
+        cached_bytes: that came from the cache on local disk.
+        peak_bytes: most that was held for patches to come, decoded.
+        waited_s: seconds the training loop stood still.
+        elapsed_s: seconds from the first batch asked for to the last one handed out.
+    """
+
+    patches: int
+    requests: int
+    fetched_bytes: int
+    cached_bytes: int
+    peak_bytes: int
+    waited_s: float
+    elapsed_s: float
+
+    @property
+    def starvation(self) -> float:
+        """Share of the time that training waited for patches, 0..1."""
+        return self.waited_s / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def requests_per_patch(self) -> float:
+        """Requests to the store for each patch handed out."""
+        return self.requests / self.patches if self.patches else 0.0
+
+    @property
+    def fetched_mb_per_patch(self) -> float:
+        """Megabytes from the store for each patch handed out."""
+        return self.fetched_bytes / 1e6 / self.patches if self.patches else 0.0
 
 
 class PatchStream:
@@ -80,11 +94,14 @@ class PatchStream:
     Args:
         archive: where scans are.
         scan_ids: scans to draw from; each holds every label of the config (see `require_labels`).
-        config: labels, patch, spacing, seed.
+        config: labels, patch, spacing, seed, stream.
         rank: this worker.
         world_size: workers.
         start_step: the first step's number.
-        in_flight: batches being read ahead; bounds the memory.
+
+    Example:
+        >>> for batch in PatchStream(archive, archive.scan_ids(), config):
+        ...     train(batch.image, batch.classes)
     """
 
     def __init__(
@@ -96,109 +113,61 @@ class PatchStream:
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
-        in_flight: int = 4,
     ) -> None:
-        self._archive = archive
-        self._scan_ids = sorted(scan_ids)
-        self._config = config
-        self._rank, self._world_size = rank, world_size
-        self._start_step = start_step
-        self._in_flight = in_flight
-        self._open = lru_cache(maxsize=256)(self._open_scan)
+        folder = config.stream.cache_folder
+        cache = None if folder is None else BlockCache(Path(folder).expanduser(), int(config.stream.cache_gb * 1e9))
+        self._config, self._start_step = config, start_step
+        self._share = Share(batch_size=config.batch_size, rank=rank, world_size=world_size)
+        self._reads = Reads()
+        self._samples = Samples(archive, scan_ids, config, self._reads, cache)
+        self._patches, self._peak_bytes, self._waited_s, self._elapsed_s = 0, 0, 0.0, 0.0
+
+    @property
+    def stats(self) -> StreamStats:
+        """What it has done so far."""
+        return StreamStats(
+            patches=self._patches,
+            requests=self._reads.requests,
+            fetched_bytes=self._reads.fetched_bytes,
+            cached_bytes=self._reads.cached_bytes,
+            peak_bytes=self._peak_bytes,
+            waited_s=self._waited_s,
+            elapsed_s=self._elapsed_s,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """Read ahead in threads that end with the iterator."""
-        with ThreadPoolExecutor(min(32, self._in_flight * self._config.batch_size), "patches") as pool:
-            waiting: deque[tuple[range, list[Future[_Patch]]]] = deque()
-            step = self._start_step
-            try:
-                while True:
-                    while len(waiting) < self._in_flight:
-                        samples = self._samples(step)
-                        waiting.append((samples, [pool.submit(self._read, i) for i in samples]))
-                        step += 1
-                    since = time.perf_counter()
-                    samples, futures = waiting.popleft()
-                    scan_ids, image, classes = zip(*(future.result() for future in futures), strict=True)
-                    waited_s = time.perf_counter() - since
-                    yield Batch(
-                        image=torch.stack(image)[:, None],
-                        classes=torch.stack(classes)[:, None],
-                        samples=tuple(samples),
-                        scan_ids=scan_ids,
-                        waited_s=waited_s,
-                    )
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        began = time.perf_counter()
+        ahead = ReadAhead(self._samples, self._share, self._config, self._start_step)
+        try:
+            while True:
+                since = time.perf_counter()
+                step = ahead.take()
+                now = time.perf_counter()
+                self._patches += len(step.samples)
+                self._peak_bytes = ahead.peak_bytes
+                self._waited_s += now - since
+                self._elapsed_s = now - began
+                yield Batch(
+                    image=step.image[:, None],
+                    classes=step.classes[:, None],
+                    samples=step.samples,
+                    scan_ids=step.scan_ids,
+                    waited_s=now - since,
+                )
+        finally:
+            ahead.close()
 
     def sample(self, i: int) -> Sample:
         """What sample i of the run is, whoever cuts it."""
-        rng = np.random.Generator(np.random.Philox(key=[self._config.seed % 2**64, i]))
-        scan_id = self._scan_ids[rng.integers(len(self._scan_ids))]
-        scan = self._open(scan_id)
-        patch = np.array(self._config.patch_zyx)
-        on_foreground = rng.random() < self._config.foreground_fraction and scan.foreground
-        if on_foreground:
-            voxels = scan.foreground[sorted(scan.foreground)[rng.integers(len(scan.foreground))]]
-            centre = (voxels[rng.integers(len(voxels))] + 0.5) / scan.grid.step_zyx
-            corner = np.floor(centre).astype(int) - patch // 2
-        else:
-            spare = np.array(scan.grid.shape_zyx) - patch
-            corner = np.where(spare > 0, rng.integers(0, np.maximum(spare, 0) + 1), spare // 2)
-        flips = rng.random(3) < 0.5 if self._config.augment.mirror else np.zeros(3, dtype=bool)
-        z, y, x = (int(v) for v in corner)
-        return Sample(scan_id=scan_id, corner_zyx=(z, y, x), flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])))
+        return self._samples.sample(i)
 
     def cut(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """The patch: image float32 (z, y, x), 0..1, and classes uint8 (z, y, x). Outside the scan is air.
-
-        Masks go through the image's own kernel, and a voxel belongs to a label that covers half of it: picking the
-        nearest stored voxel instead would shift masks by half a stored voxel where the step is even.
-        """
-        scan, patch = self._open(sample.scan_id), self._config.patch_zyx
-        taps = [
-            linear_taps(*axis)
-            for axis in zip(sample.corner_zyx, patch, scan.grid.step_zyx, scan.grid.stored_shape_zyx, strict=True)
-        ]
-        pending = [_read_window(store, scan.geometry, taps) for store in (scan.image, *scan.labels.values())]
-        try:
-            windows = [_canonical_tensor(future.result(), scan.geometry) for future in pending]
-        except ValueError as error:  # TensorStore's word for every trouble
-            raise self._archive.store.explain(error) from error
-        stacked = torch.stack([window.float() for window in windows])
-        stacked[0] -= AIR_HU  # so that what lies outside, which counts as 0, is air
-        hu, *covered = resample(stacked, taps)
-        image = scale_hu(hu + AIR_HU, self._config.hu_window)
-        classes = torch.zeros(patch, dtype=torch.uint8)
-        for number, share in enumerate(covered, start=1):
-            classes[share > _HALF] = number
-        mirrored = [axis for axis, flip in enumerate(sample.flips) if flip]
-        return image.flip(mirrored), classes.flip(mirrored)
-
-    def _read(self, i: int) -> _Patch:
-        sample = self.sample(i)
-        return sample.scan_id, *self.cut(sample)
-
-    def _samples(self, step: int) -> range:
-        batch = self._config.batch_size
-        return range(step * batch + self._rank, (step + 1) * batch, self._world_size)
-
-    def _open_scan(self, scan_id: str) -> _OpenScan:
-        scan = self._archive.scan(scan_id)
-        order, flips = scan.geometry.canonical_axes()
-        foreground = {}
-        for name in self._config.labels:
-            voxels = scan.foreground_voxels_zyx(name)[:, order]
-            if len(voxels):
-                last = np.array(scan.geometry.shape_zyx)[list(order)] - 1
-                foreground[name] = np.where(flips, last - voxels, voxels)
-        return _OpenScan(
-            geometry=scan.geometry,
-            grid=target_grid(scan.geometry, self._config.spacing_zyx_mm),
-            image=scan.image(),
-            labels={name: scan.label(name) for name in self._config.labels},
-            foreground=foreground,
-        )
+        """The patch, read by itself: image float32 (z, y, x), 0..1, and classes uint8 (z, y, x)."""
+        scan, patch = self._samples.scan(sample.scan_id), self._config.patch_zyx
+        image, classes = torch.empty(patch), torch.empty(patch, dtype=torch.uint8)
+        scan.cut(scan.read(scan.box([sample.corner_zyx])), sample, image, classes)
+        return image, classes
 
 
 def require_labels(labels_by_scan: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> None:
@@ -210,17 +179,3 @@ def require_labels(labels_by_scan: Mapping[str, Sequence[str]], wanted: Sequence
                 f"scan {scan_id} has no label {missing[0]!r} (it has: {', '.join(found) or 'none'}); preprocess its "
                 f"masks too, or name other labels in the config"
             )
-
-
-def _read_window(store: Any, geometry: Geometry, taps_zyx: Sequence[Taps]) -> Any:
-    """A TensorStore future of the stored window that `taps_zyx`, in canonical order, read."""
-    order, flips = geometry.canonical_axes()
-    window = [slice(0)] * 3
-    for axis, flip, taps in zip(order, flips, taps_zyx, strict=True):
-        size = geometry.shape_zyx[axis]
-        window[axis] = slice(size - taps.stop, size - taps.start) if flip else slice(taps.start, taps.stop)
-    return store[tuple(window)].read()
-
-
-def _canonical_tensor(window_zyx: np.ndarray, geometry: Geometry) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(to_canonical(window_zyx, geometry)))

@@ -197,6 +197,25 @@ _STANDARD_AUGMENTATION = {
 }
 
 
+class StreamConfig(Config):
+    """How patches are read (docs/patches.md). The first two change which patches a run sees, the others only its speed.
+
+    Attributes:
+        patches_per_visit: patches cut close together in one scan while what they need is in memory; 1 draws each patch
+            by itself, at four times the reading.
+        visits_at_once: visits that take turns, a sample each. Best a multiple of `workers`, and not below `batch_size`.
+        read_ahead_mb: megabytes of voxels and patches that a worker holds; more only where one step needs more.
+        cache_folder: on each node's local disk; what was read once is read from there. None keeps nothing.
+        cache_gb: what the cache takes at most, on each node.
+    """
+
+    patches_per_visit: Positive = 4
+    visits_at_once: Positive = 8
+    read_ahead_mb: Positive = 512
+    cache_folder: Annotated[str, Field(min_length=1)] | None = None
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+
+
 class OptimizerConfig(Config):
     """How weights follow the gradient.
 
@@ -257,6 +276,7 @@ class TrainConfig(Config):
     hu_window: tuple[float, float] = (-1000.0, 400.0)
     foreground_fraction: Fraction = 0.66
     augment: AugmentConfig = AugmentConfig()
+    stream: StreamConfig = StreamConfig()
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -1,0 +1,185 @@
+"""Steps cut ahead of the training: which boxes to read now, and how much memory that may take.
+
+Everything held for steps to come is counted before it is read: the box of each visit, and the patches of each step. A
+step is begun while both fit into the limit, up to one visit in every slot ahead; the next one to be handed out is begun
+in any case, and visits that are wanted latest make room for it. They are then read a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tomoray.regions import OpenScan, Region, Sample
+from tomoray.samples import Samples
+from tomoray.shards import Box
+from tomoray.training.config import TrainConfig
+
+_LOADERS = 16  # boxes under way at once: they wait for the store most of the time
+_BYTES_PER_VOXEL = 5  # of a patch: float32 and uint8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Which samples of each step a worker takes: every `world_size`-th from the `rank`-th on."""
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def samples(self, step: int) -> tuple[int, ...]:
+        """The numbers of its samples of a step."""
+        first = step * self.batch_size
+        return tuple(range(first + self.rank, first + self.batch_size, self.world_size))
+
+    def __contains__(self, i: int) -> bool:
+        return i % self.batch_size % self.world_size == self.rank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Patches of one step: float32 and uint8 (patches, z, y, x), written by `patches`."""
+
+    samples: tuple[int, ...]
+    scan_ids: tuple[str, ...]
+    image: Tensor
+    classes: Tensor
+    patches: tuple[Future[None], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        return self.image.nbytes + self.classes.nbytes
+
+
+@dataclass(kw_only=True, slots=True)
+class _Visit:
+    """A visit whose box is in memory, or on its way there."""
+
+    scan: OpenScan
+    region: Future[Region]
+    size_bytes: int
+    left: set[int]  # samples still to be cut
+    under_way: int = 0  # samples being cut
+
+
+class ReadAhead:
+    """Steps of one worker from `first_step` on. One thread takes them; others read and cut.
+
+    Args:
+        samples: of the run.
+        share: which of them are wanted.
+        config: patch, stream.
+        first_step: the first step's number.
+    """
+
+    def __init__(self, samples: Samples, share: Share, config: TrainConfig, first_step: int) -> None:
+        self._samples, self._share, self._patch_zyx = samples, share, config.patch_zyx
+        self._limit_bytes = config.stream.read_ahead_mb * 10**6
+        self._loaders = ThreadPoolExecutor(_LOADERS, "boxes")
+        self._cutters = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "patches")
+        self._next = self._foreseen = first_step
+        self._most = -(-config.stream.patches_per_visit * config.stream.visits_at_once // share.batch_size) + 1
+        self._steps: deque[Step] = deque()
+        self._lock = threading.Lock()  # of what follows
+        self._visits: dict[int, _Visit] = {}
+        self._held_bytes = self.peak_bytes = 0
+
+    def take(self) -> Step:
+        """The next step, whole. Raises what reading raised."""
+        while len(self._steps) < self._most and self._begin(must=not self._steps):
+            pass
+        step = self._steps.popleft()
+        for patch in step.patches:
+            patch.result()
+        self._hold(-step.size_bytes)
+        return step
+
+    def close(self) -> None:
+        """Begin nothing more; nobody waits for what is under way."""
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._cutters.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, *, must: bool) -> bool:
+        """Begin the next step; False where there is no room, or its scans are not open yet."""
+        self._foresee()
+        numbers = self._share.samples(self._next)
+        visits = [self._samples.order.visit(i) for i in numbers]
+        new = sorted({visit for visit in visits if visit not in self._visits})
+        if not must and not all(self._samples.is_open(self._samples.scan_id(visit)) for visit in new):
+            return False
+        planned = {visit: self._plan(visit) for visit in new}
+        size_bytes = len(numbers) * _BYTES_PER_VOXEL * prod(self._patch_zyx)
+        size_bytes += sum(size for _, _, _, size in planned.values())
+        if self._held_bytes + size_bytes > self._limit_bytes:
+            if not must:
+                return False
+            self._make_room(size_bytes, set(visits))
+        self._hold(size_bytes)
+        for visit, (scan, box, left, size) in planned.items():
+            region = self._loaders.submit(scan.read, box)
+            self._visits[visit] = _Visit(scan=scan, region=region, size_bytes=size, left=left)
+        shape = (len(numbers), *self._patch_zyx)
+        image, classes = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
+        found = [self._samples.sample(i) for i in numbers]
+        with self._lock:
+            for visit in visits:
+                self._visits[visit].under_way += 1
+        patches = tuple(
+            self._cutters.submit(self._cut, visit, i, sample, image[n], classes[n])
+            for n, (visit, i, sample) in enumerate(zip(visits, numbers, found, strict=True))
+        )
+        scan_ids = tuple(sample.scan_id for sample in found)
+        self._steps.append(Step(samples=numbers, scan_ids=scan_ids, image=image, classes=classes, patches=patches))
+        self._next += 1
+        return True
+
+    def _foresee(self) -> None:
+        """Open the scans of the steps that come next."""
+        while self._foreseen < self._next + self._most:
+            for i in self._share.samples(self._foreseen):
+                scan_id = self._samples.scan_id(self._samples.order.visit(i))
+                if not self._samples.is_open(scan_id):
+                    self._loaders.submit(self._samples.scan, scan_id)
+            self._foreseen += 1
+
+    def _plan(self, number: int) -> tuple[OpenScan, Box, set[int], int]:
+        """A visit's scan, the box and the samples that are still wanted of it, and the bytes of the box."""
+        first = self._next * self._share.batch_size
+        left = {i for i in self._samples.order.samples(number) if i >= first and i in self._share}
+        scan = self._samples.scan(self._samples.scan_id(number))
+        box = scan.box([self._samples.sample(i).corner_zyx for i in left])
+        return scan, box, left, scan.size_bytes(box)
+
+    def _cut(self, number: int, i: int, sample: Sample, image: Tensor, classes: Tensor) -> None:
+        visit = self._visits[number]
+        visit.scan.cut(visit.region.result(), sample, image, classes)
+        with self._lock:
+            visit.under_way -= 1
+            visit.left.discard(i)
+            if not visit.left:
+                self._let_go(number)
+
+    def _make_room(self, size_bytes: int, wanted: set[int]) -> None:
+        """Let go of idle visits, those that are wanted latest first."""
+        with self._lock:
+            idle = [number for number, visit in self._visits.items() if not visit.under_way and number not in wanted]
+            for number in sorted(idle, key=lambda number: min(self._visits[number].left), reverse=True):
+                if self._held_bytes + size_bytes <= self._limit_bytes:
+                    break
+                self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        self._held_bytes -= self._visits.pop(number).size_bytes
+
+    def _hold(self, size_bytes: int) -> None:
+        with self._lock:
+            self._held_bytes += size_bytes
+            self.peak_bytes = max(self.peak_bytes, self._held_bytes)
