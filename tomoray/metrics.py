@@ -137,8 +137,8 @@ def _surface_distances(found: Mask, truth: Mask, spacing_zyx_mm: ZyxMm) -> tuple
     edge_found, edge_truth, area_found, area_truth = get_mask_edges(*masks, spacing=spacing)
     of_found, of_truth = (
         (
-            get_surface_distance(edge, other, spacing=spacing).numpy().astype(np.float64),
-            area[edge].numpy().astype(np.float64),
+            np.asarray(get_surface_distance(edge, other, spacing=spacing), dtype=np.float64),
+            np.asarray(area[edge], dtype=np.float64),
         )
         for edge, other, area in ((edge_found, edge_truth, area_found), (edge_truth, edge_found, area_truth))
     )

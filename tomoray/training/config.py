@@ -22,16 +22,34 @@ class NetworkConfig(Config):
 
 
 class SplitConfig(Config):
-    """Shares of the patients held out; a patient is never in two parts."""
+    """Shares of the patients held out; a patient is never in two parts.
+
+    Attributes:
+        validation: share of all patients.
+        test: share of all patients; not asked where there are `folds`.
+        folds: patients are dealt into so many parts of one size, of which one is the test part.
+        fold: which one, from 0 on.
+    """
 
     validation: Fraction = 0.1
     test: Fraction = 0.2
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
 
     @model_validator(mode="after")
     def _leaves_patients_to_train_on(self) -> SplitConfig:
-        if self.validation + self.test >= 1:
+        if self.folds is None and self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} + test {self.test} leave no patient to train on")
+        if self.folds is not None and self.validation + 1 / self.folds >= 1:
+            raise ValueError(f"validation {self.validation} + one of {self.folds} folds leave no patient to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_folds(self) -> SplitConfig:
+        if self.fold >= (self.folds or 1):
+            wanted = f"0 to {self.folds - 1}" if self.folds else "0, or folds to be set"
+            raise ValueError(f"fold {self.fold} of {self.folds or 'no'} folds; wanted {wanted}")
         return self
 
 
@@ -77,6 +95,7 @@ class TrainConfig(Config):
         hu_window: HU mapped to 0 and 1; values outside are clipped.
         foreground_fraction: share of patches centred on a labelled voxel, label drawn evenly.
         batch_size: patches of a step, over all workers: how many those are changes no sample.
+        mirror_when_predicting: average the predictions of all eight mirror images of a window, at eight times the work.
         workers: processes that train together.
         gpu: None uses a GPU per worker where the cluster has that many.
     """
@@ -100,6 +119,7 @@ class TrainConfig(Config):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     checkpoint_every: Annotated[int, Field(gt=0, description="steps")] = 100
     overlap: Annotated[float, Field(ge=0, lt=1, description="of windows, when predicting")] = 0.25
+    mirror_when_predicting: bool = False
     workers: Positive = 1
     gpu: bool | None = None
     seed: int = 0
