@@ -10,7 +10,7 @@ import numpy as np
 
 Box = tuple[slice, slice, slice]
 
-KEPT_MM = (10.0, 50.0)
+KEPT_MM = (0.0, 50.0)
 
 
 def trim_margins(mask: np.ndarray, spacing_mm: np.ndarray, rng: np.random.Generator) -> Box:

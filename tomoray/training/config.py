@@ -152,3 +152,38 @@ class TrainConfig(Config):
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} leaves some of {self.workers} workers without a patch")
         return self
+
+
+class CrossValidateConfig(Config):
+    """`jobs.cross_validate`: archive -> a run for each fold, and what they are worth together.
+
+    Attributes:
+        train: the config of every fold; its `out` is where they go, and its `split` says the share for validation.
+        folds: None: those of `train.split`, or 5.
+        only: which folds; None: all.
+        seed: of the bootstrap.
+    """
+
+    train: TrainConfig
+    folds: Annotated[int, Field(ge=2)] | None = None
+    only: list[Annotated[int, Field(ge=0)]] | None = None
+    seed: int = 0
+
+    def of_fold(self, fold: int) -> TrainConfig:
+        """The config of one fold, as a run of its own."""
+        split = {**self.train.split.model_dump(), "folds": self.n_folds, "fold": fold}
+        values = {**self.train.model_dump(), "split": split, "out": f"{self.train.out}/fold-{fold}"}
+        return TrainConfig.model_validate(values)
+
+    @property
+    def n_folds(self) -> int:
+        """How many folds there are."""
+        return self.folds or self.train.split.folds or 5
+
+    @model_validator(mode="after")
+    def _folds_are_possible(self) -> CrossValidateConfig:
+        if self.train.archive is None or self.train.out is None:
+            raise ValueError("train.archive and train.out are wanted: --archive ARCHIVE --out DIR")
+        for fold in self.only or [0]:
+            self.of_fold(fold)
+        return self
