@@ -5,11 +5,26 @@ Each part that has settings of its own is a model of its own; a new setting belo
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tomoray.config import Config, Fraction, Positive, Url
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{bounds[0]} is above {bounds[1]}; the lower bound comes first")
+    return bounds
+
+
+Angle = Annotated[float, Field(ge=0, le=180)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Factor = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(_ascending)]
+Factors = Annotated[tuple[_Factor, _Factor], AfterValidator(_ascending)]
+Shares = Annotated[tuple[_Share, _Share], AfterValidator(_ascending)]
 
 
 class NetworkConfig(Config):
@@ -54,19 +69,88 @@ class SplitConfig(Config):
 
 
 class LossConfig(Config):
-    """What a segmentation is trained to lessen."""
+    """What a segmentation is trained to lessen (docs/networks.md).
 
-    name: Literal["dice_ce"] = "dice_ce"
+    Attributes:
+        name: Dice and cross-entropy, Dice and focal, focal (Lin et al., ICCV 2017), Tversky (Salehi et al., MLMI 2017)
+            or focal Tversky (Abraham and Khan, ISBI 2019).
+        focal_gamma: how much easy voxels count less, in `focal` and `dice_focal`.
+        tversky_alpha: weight of voxels wrongly found.
+        tversky_beta: weight of voxels missed; the larger, the more is found of what is rare.
+        tversky_gamma: exponent of `focal_tversky`; below 1 hard classes count more.
+    """
+
+    name: Literal["dice_ce", "dice_focal", "focal", "tversky", "focal_tversky"] = "dice_ce"
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    tversky_alpha: Annotated[float, Field(ge=0)] = 0.3
+    tversky_beta: Annotated[float, Field(gt=0)] = 0.7
+    tversky_gamma: Annotated[float, Field(gt=0)] = 0.75
 
 
 class AugmentConfig(Config):
     """How patches are varied, so that a network learns what matters.
 
+    Every name of a transform is the probability that a sample gets it; ranges are drawn from evenly. Factors that may
+    lie on both sides of 1 lie below it in half the cases.
+
     Attributes:
+        preset: what the fields left out say: `none`, nothing but mirroring; `standard`, nnU-Net's default set (Isensee
+            et al., Nature Methods 2021), whose ranges are those below.
         mirror: along each axis, one time in two.
+        rotate: about the patch's middle, each axis by an angle of its own.
+        rotate_degrees: the largest angle about z, y and x. Axes under a third of the longest are not tilted.
+        scale: enlarge or shrink, all axes alike.
+        noise: Gaussian noise.
+        noise_sigma: 1 is the whole HU window.
+        blur: a Gaussian.
+        blur_sigma: voxels.
+        brightness: all values times a factor.
+        contrast: distance from the mean times a factor, within the patch's own range.
+        low_resolution: sampled down, nearest, and up again, cubic.
+        resolution_range: of the voxels an axis has, the share that is kept.
+        gamma: values to a power, the patch's mean and standard deviation kept.
+        gamma_inverted: the same on 1 - image.
     """
 
+    preset: Literal["none", "standard"] = "none"
     mirror: bool = True
+    rotate: Fraction = 0.0
+    rotate_degrees: tuple[Angle, Angle, Angle] = (30.0, 30.0, 30.0)
+    scale: Fraction = 0.0
+    scale_range: Factors = (0.7, 1.4)
+    noise: Fraction = 0.0
+    noise_sigma: Range = (0.0, 0.03)
+    blur: Fraction = 0.0
+    blur_sigma: Range = (0.5, 1.0)
+    brightness: Fraction = 0.0
+    brightness_range: Factors = (0.75, 1.25)
+    contrast: Fraction = 0.0
+    contrast_range: Factors = (0.75, 1.25)
+    low_resolution: Fraction = 0.0
+    resolution_range: Shares = (0.5, 1.0)
+    gamma: Fraction = 0.0
+    gamma_inverted: Fraction = 0.0
+    gamma_range: Factors = (0.7, 1.5)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fills_in_the_preset(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("preset") == "standard":
+            return {**_STANDARD_AUGMENTATION, **fields}
+        return fields
+
+
+_STANDARD_AUGMENTATION = {
+    "rotate": 0.2,
+    "scale": 0.2,
+    "noise": 0.1,
+    "blur": 0.2,
+    "brightness": 0.15,
+    "contrast": 0.15,
+    "low_resolution": 0.25,
+    "gamma": 0.3,
+    "gamma_inverted": 0.1,
+}
 
 
 class OptimizerConfig(Config):
