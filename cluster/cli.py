@@ -35,7 +35,7 @@ from tomoray.config import (
     recipe_names,
 )
 from tomoray.errors import Usage
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import CrossValidateConfig, TrainConfig
 
 app = typer.Typer(
     name="tomoray",
@@ -46,6 +46,9 @@ app = typer.Typer(
 )
 
 Part = Literal["test", "validation", "train", "all"]
+Ensemble = Annotated[
+    list[str] | None, typer.Option(metavar="RUN", help="One more run to average probabilities with; repeatable.")
+]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote.")]
 
 
@@ -191,6 +194,38 @@ def train(
     return Answer(document=result, view=views.train(result, made))
 
 
+@app.command("cross-validate")
+def cross_validate(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RECIPE",
+            help="TrainConfig as YAML, or a name from `tomoray recipes`.",
+            autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
+        ),
+    ],
+    archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where RUN/fold-0, fold-1, … go.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts of the patients. [dim]Otherwise the config's, or 5[/dim]")
+    ] = None,
+    only: Annotated[list[int] | None, typer.Option(metavar="FOLD", help="Only this fold; repeatable.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train on all folds of the patients but one, test on that one, in turn. Run again, it goes on where it was.
+
+    [bold]Examples[/bold]
+
+    tomoray cross-validate sts --archive archive --out cv --folds 5
+    tomoray cross-validate sts --archive archive --out cv --folds 5 --only 0 --json
+    """
+    made = _config(TrainConfig, config, archive=archive, out=out)
+    wanted = _config(CrossValidateConfig, None, train=made, folds=folds, only=only or None)
+    result = _run("cross_validate", wanted, debug=debug)
+    return Answer(document=result, view=views.cross_validate(result))
+
+
 @app.command()
 def predict(
     run: RunUrl,
@@ -200,6 +235,7 @@ def predict(
     format: Annotated[  # noqa: A002  the flag's name
         Literal["zarr", "nifti", "dicom-seg"] | None, typer.Option(help="Of the masks. [dim]Default: zarr[/dim]")
     ] = None,
+    ensemble: Ensemble = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -209,8 +245,10 @@ def predict(
 
     tomoray predict run archive
     tomoray predict run s3://other/archive --out masks --format dicom-seg
+    tomoray predict cv/fold-0 other-archive --ensemble cv/fold-1 --ensemble cv/fold-2 --out masks
     """
-    config = _config(PredictConfig, None, run=run, archive=archive, out=out, part=part, format=format)
+    flags = {"run": run, "archive": archive, "out": out, "part": part, "format": format}
+    config = _config(PredictConfig, None, **flags, ensemble=ensemble or None)
     result = _run("predict", config, debug=debug)
     return Answer(document=result, view=views.predict(result))
 
@@ -221,17 +259,20 @@ def evaluate(
     archive: ArchiveUrl,
     predictions: Annotated[str | None, typer.Option(help="Masks of `tomoray predict --out`.")] = None,
     part: Annotated[Part | None, typer.Option(help="Which patients. [dim]Default: test[/dim]")] = None,
+    tolerance_mm: Annotated[float | None, typer.Option(help="Of the surface Dice. [dim]Default: 2.0[/dim]")] = None,
+    ensemble: Ensemble = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Dice per patient and label, on the held-out patients of a run's archive or on all of another archive.
+    """Dice, surface distance and volume per patient and label, on a run's held-out patients or another archive.
 
     [bold]Examples[/bold]
 
     tomoray evaluate run archive
-    tomoray evaluate run other-archive --json
+    tomoray evaluate run other-archive --tolerance-mm 1 --json
     """
-    config = _config(EvaluateConfig, None, run=run, archive=archive, predictions=predictions, part=part)
+    flags = {"run": run, "archive": archive, "predictions": predictions, "part": part, "tolerance_mm": tolerance_mm}
+    config = _config(EvaluateConfig, None, **flags, ensemble=ensemble or None)
     result = _run("evaluate", config, debug=debug)
     return Answer(document=result, view=views.evaluate(result))
 

@@ -9,7 +9,7 @@ from tomoray.config import Config, EvaluateConfig, FingerprintConfig, PredictCon
 from tomoray.errors import Fatal
 from tomoray.runs import open_run
 from tomoray.storage import open_store
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import CrossValidateConfig, TrainConfig
 
 
 def check(config: Config) -> None:
@@ -24,7 +24,10 @@ def check(config: Config) -> None:
                 raise Fatal(f"no folder or file at {source}; check the path")
         open_store(config.archive).check()
     if isinstance(config, PredictConfig | EvaluateConfig):
-        open_run(config.run)
+        for run in (config.run, *config.ensemble):
+            open_run(run)
+    if isinstance(config, CrossValidateConfig):
+        check(config.train)
     if (
         isinstance(config, TrainConfig | PredictConfig | EvaluateConfig | FingerprintConfig | QcConfig)
         and config.archive

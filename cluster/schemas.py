@@ -19,7 +19,7 @@ from tomoray.config import (
     ServeConfig,
 )
 from tomoray.errors import Usage
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import CrossValidateConfig, TrainConfig
 
 CONFIGS: dict[str, type[Config]] = {
     "phantom": PhantomConfig,
@@ -29,6 +29,7 @@ CONFIGS: dict[str, type[Config]] = {
     "plan-training": PlanTrainingConfig,
     "qc": QcConfig,
     "train": TrainConfig,
+    "cross-validate": CrossValidateConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,

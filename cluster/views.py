@@ -61,8 +61,28 @@ def predict(result: Result) -> RenderableType:
 
 
 def evaluate(result: Result) -> RenderableType:
-    """Dice per patient and label, and the means."""
-    return dice_table(result["dice"])
+    """Dice per patient and label, and every measure's mean over patients with its interval."""
+    return Group(dice_table(result["dice"]), summary_table(result["summary"]))
+
+
+def cross_validate(result: Result) -> RenderableType:
+    """The same over the patients of all folds, and where the folds are."""
+    done = f"folds {', '.join(map(str, result['done']))} of {result['folds']} in {result['out']}"
+    return Group(dice_table(result["dice"]), summary_table(result["summary"]), Text(done))
+
+
+def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:
+    """A table of `{label: {measure: {mean, low, high, values}}}`."""
+    table = Table("label", "measure", "mean", "95 % interval", "patients", title="Over patients", title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for label, measures in summary.items():
+        for measure, found in measures.items():
+            bounds = [found["low"], found["high"]]
+            between = "-" if None in bounds else " to ".join(_score(bound) for bound in bounds)
+            name = _MEASURES.get(measure, measure)
+            table.add_row(escape(label), name, _score(found["mean"]), between, str(found["values"]))
+    return table
 
 
 def dice_table(dice: Mapping[str, Mapping[str, float]]) -> Table:
@@ -130,6 +150,14 @@ def plain(text: str) -> RenderableType:
 def json_text(document: Any) -> RenderableType:
     """Indented JSON."""
     return Text(json.dumps(document, indent=2))
+
+
+_MEASURES = {
+    "dice": "Dice",
+    "hd95_mm": "surface distance, 95th percentile, mm",
+    "surface_dice": "surface Dice",
+    "volume_difference_ml": "volume difference, ml",
+}
 
 
 def _with_next(what: str, command: str) -> RenderableType:

@@ -1,81 +1,124 @@
-"""Run + archive -> Dice per patient and label, on the scans' own grids. Predicts what is not predicted yet."""
+"""Run + archive -> how well masks agree with the truth, per patient and label, on the scans' own grids.
+
+Predicts what is not predicted yet.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from statistics import fmean
 from typing import Any
 
 import ray
 
 from jobs.main import main
-from jobs.predict import predict
+from jobs.predict import open_together, predict
 from jobs.tasks import cluster_cpus, run_bounded
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import EvaluateConfig
 from tomoray.errors import Fatal, Transient
-from tomoray.metrics import dice
+from tomoray.metrics import Agreement, compare, estimate
 from tomoray.patches import require_labels
 from tomoray.predictions import Predictions
 from tomoray.progress import track
-from tomoray.runs import open_run, select_scans
+from tomoray.runs import model_digest, select_scans
 from tomoray.storage import open_store
+
+MEASURES = tuple(field.name for field in fields(Agreement))
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Compare masks with the truth of the archive.
 
     Returns:
-        `dice`: by label, by patient (a patient's scans averaged); `mean_dice`: by label, over patients; `scans`,
-        `predicted` (now; the others were there), `run`, `archive`, `predictions`, `seconds`.
+        `dice`, `hd95_mm`, `surface_dice`, `volume_difference_ml` (`tomoray.metrics.Agreement`): by label, by patient
+        (a patient's scans averaged, null where none is defined); `summary`: by label and measure, `mean`, `low` and
+        `high` (95 % bootstrap interval) and `values`, over patients; `mean_dice`: by label; `tolerance_mm`, `scans`,
+        `predicted` (now; the others were there), `run`, `ensemble`, `archive`, `predictions`, `seconds`.
 
     Raises:
         Fatal: no such run or archive, no scan to compare, or one lacks a label of the run.
     """
     started = time.monotonic()
-    model, archive = open_run(config.run), Archive.open(config.archive)
+    models, archive = open_together(config.run, config.ensemble), Archive.open(config.archive)
     rows = Catalog(archive.store).rows()
-    patients = select_scans(model, archive.url, rows, config.part)
-    labels = model.config.labels
+    patients = select_scans(models, archive.url, rows, config.part)
+    labels = models[0].config.labels
     require_labels({row["scan_id"]: row["labels"] or [] for row in rows if row["scan_id"] in patients}, labels)
-    store = open_store(config.predictions) if config.predictions else model.store.child("predictions")
-    predictions = Predictions(store=store, format="zarr", model_sha256=model.model_sha256)
-    predicted = predict(model, archive, sorted(patients), predictions)
-    scores: dict[str, dict[str, list[float]]] = {label: defaultdict(list) for label in labels}
-    with track("compare", len(patients)) as advance:
-        results = run_bounded(
-            lambda scan_id: _compare.remote(archive.url, predictions.store.url, scan_id, labels),
-            sorted(patients),
-            2 * cluster_cpus(),
-        )
-        for scan_id, found in results:
-            if isinstance(found, Exception):
-                raise Fatal(f"scan {scan_id} was not compared ({type(found).__name__}); run it again") from found
-            for label, score in found.items():
-                scores[label][patients[scan_id]].append(score)
-            advance(1)
-    by_patient = {
-        label: {patient: fmean(values) for patient, values in sorted(by_patient.items())}
-        for label, by_patient in scores.items()
+    store = open_store(config.predictions) if config.predictions else models[0].store.child("predictions")
+    predictions = Predictions(store=store, format="zarr", model_sha256=model_digest(models))
+    predicted = predict(models, archive, sorted(patients), predictions)
+    found = _compare_all(archive.url, predictions.store.url, sorted(patients), labels, config.tolerance_mm)
+    scores = {measure: _by_patient(found, patients, labels, measure) for measure in MEASURES}
+    summary = {
+        label: {name: asdict(estimate(scores[name][label].values(), config.seed)) for name in MEASURES}
+        for label in labels
     }
     return {
-        "run": model.store.url,
+        "run": models[0].store.url,
+        "ensemble": [model.store.url for model in models[1:]],
         "archive": archive.url,
         "predictions": predictions.store.url,
         "scans": len(patients),
         "predicted": len(predicted),
-        "dice": by_patient,
-        "mean_dice": {label: fmean(values.values()) for label, values in by_patient.items()},
+        **scores,
+        "mean_dice": {label: measures["dice"]["mean"] for label, measures in summary.items()},
+        "summary": summary,
+        "tolerance_mm": config.tolerance_mm,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
+def _compare_all(
+    archive_url: str, predictions_url: str, scan_ids: Sequence[str], labels: list[str], tolerance_mm: float
+) -> dict[str, dict[str, Agreement]]:
+    """By scan and label."""
+    found = {}
+    with track("compare", len(scan_ids)) as advance:
+        results = run_bounded(
+            lambda scan_id: _compare.remote(archive_url, predictions_url, scan_id, labels, tolerance_mm),
+            scan_ids,
+            2 * cluster_cpus(),
+        )
+        for scan_id, result in results:
+            if isinstance(result, Exception):
+                raise Fatal(f"scan {scan_id} was not compared ({type(result).__name__}); run it again") from result
+            found[scan_id] = result
+            advance(1)
+    return found
+
+
 @ray.remote(num_cpus=1, retry_exceptions=[Transient])
-def _compare(archive_url: str, predictions_url: str, scan_id: str, labels: list[str]) -> dict[str, float]:
+def _compare(
+    archive_url: str, predictions_url: str, scan_id: str, labels: list[str], tolerance_mm: float
+) -> dict[str, Agreement]:
     truth, found = Archive.open(archive_url).scan(scan_id), Archive.open(predictions_url).scan(scan_id)
-    return {label: dice(found.label(label).read().result(), truth.label(label).read().result()) for label in labels}
+    return {
+        label: compare(
+            found.label(label).read().result(),
+            truth.label(label).read().result(),
+            truth.geometry.spacing_zyx_mm,
+            tolerance_mm,
+        )
+        for label in labels
+    }
+
+
+def _by_patient(
+    found: Mapping[str, Mapping[str, Agreement]], patients: Mapping[str, str], labels: Sequence[str], measure: str
+) -> dict[str, dict[str, float | None]]:
+    """One measure by label and patient: the mean of the patient's scans."""
+    scores: dict[str, dict[str, float | None]] = {}
+    for label in labels:
+        values: dict[str, list[float]] = {patient: [] for patient in sorted(set(patients.values()))}
+        for scan_id, agreements in sorted(found.items()):
+            value = getattr(agreements[label], measure)
+            values[patients[scan_id]] += [] if value is None else [value]
+        scores[label] = {patient: fmean(each) if each else None for patient, each in values.items()}
+    return scores
 
 
 if __name__ == "__main__":

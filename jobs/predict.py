@@ -20,10 +20,10 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import PredictConfig
 from tomoray.errors import Fatal, Transient
-from tomoray.predict import Segmenter, load_segmenter
+from tomoray.predict import Segmenter, check_alike, load_segmenter
 from tomoray.predictions import Predictions
 from tomoray.progress import track
-from tomoray.runs import Run, open_run, select_scans
+from tomoray.runs import Run, model_digest, open_run, select_scans
 from tomoray.storage import open_store
 
 
@@ -37,13 +37,18 @@ def run(config: PredictConfig) -> dict[str, Any]:
         Fatal: no such run or archive, no scan to segment, or a scan failed.
     """
     started = time.monotonic()
-    model, archive = open_run(config.run), Archive.open(config.archive)
-    scan_ids = sorted(select_scans(model, archive.url, Catalog(archive.store).rows(), config.part))
-    out = config.out or model.store.child(f"predictions{'' if config.format == 'zarr' else f'-{config.format}'}").url
-    predictions = Predictions(store=open_store(out), format=config.format, model_sha256=model.model_sha256)
-    todo = predict(model, archive, scan_ids, predictions)
+    models, archive = open_together(config.run, config.ensemble), Archive.open(config.archive)
+    scan_ids = sorted(select_scans(models, archive.url, Catalog(archive.store).rows(), config.part))
+    name = f"predictions{'' if config.format == 'zarr' else f'-{config.format}'}"
+    predictions = Predictions(
+        store=open_store(config.out) if config.out else models[0].store.child(name),
+        format=config.format,
+        model_sha256=model_digest(models),
+    )
+    todo = predict(models, archive, scan_ids, predictions)
     return {
-        "run": model.store.url,
+        "run": models[0].store.url,
+        "ensemble": [model.store.url for model in models[1:]],
         "archive": archive.url,
         "out": predictions.store.url,
         "format": config.format,
@@ -54,15 +59,23 @@ def run(config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def predict(model: Run, archive: Archive, scan_ids: Sequence[str], predictions: Predictions) -> list[str]:
+def open_together(run: str, ensemble: Sequence[str]) -> list[Run]:
+    """Finished runs whose probabilities can be averaged. Raises `Usage` where they differ in what they find."""
+    runs = [open_run(url) for url in (run, *ensemble)]
+    check_alike(runs)
+    return runs
+
+
+def predict(models: Sequence[Run], archive: Archive, scan_ids: Sequence[str], predictions: Predictions) -> list[str]:
     """Segment those of `scan_ids` that lack complete masks; the ids that were segmented now."""
+    urls = tuple(model.store.url for model in models)
     predictions.prepare(archive.layout)
     todo = [scan_id for scan_id in scan_ids if not predictions.has(scan_id)]
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = _segment.options(num_gpus=gpus)
     with track("predict", len(todo)) as advance:
         results = run_bounded(
-            lambda scan_id: task.remote(model.store.url, archive.url, scan_id, predictions), todo, 2 * cluster_cpus()
+            lambda scan_id: task.remote(urls, archive.url, scan_id, predictions), todo, 2 * cluster_cpus()
         )
         for scan_id, result in results:
             if isinstance(result, Exception):
@@ -72,20 +85,20 @@ def predict(model: Run, archive: Archive, scan_ids: Sequence[str], predictions: 
 
 
 @ray.remote(num_cpus=1, retry_exceptions=[Transient])
-def _segment(run_url: str, archive_url: str, scan_id: str, predictions: Predictions) -> None:
-    segmenter = _segmenter(run_url, predictions.model_sha256)
+def _segment(run_urls: tuple[str, ...], archive_url: str, scan_id: str, predictions: Predictions) -> None:
+    segmenter = _segmenter(run_urls, predictions.model_sha256)
     scan = Archive.open(archive_url).scan(scan_id)
     predictions.write(scan, segmenter.segment(scan.image().read().result(), scan.geometry))
 
 
 @lru_cache(maxsize=1)
-def _segmenter(run_url: str, model_sha256: str) -> Segmenter:
+def _segmenter(run_urls: tuple[str, ...], model_sha256: str) -> Segmenter:
     """The model of this worker process; the digest is there so that a run trained further is loaded anew."""
     torch.set_num_threads(1)
-    model = open_run(run_url)
-    if model.model_sha256 != model_sha256:
-        raise Fatal(f"run {run_url} was trained further meanwhile; run the command again")
-    return load_segmenter(model, "cuda" if ray.get_gpu_ids() else "cpu")
+    models = [open_run(url) for url in run_urls]
+    if model_digest(models) != model_sha256:
+        raise Fatal(f"run {' or '.join(run_urls)} was trained further meanwhile; run the command again")
+    return load_segmenter(models, "cuda" if ray.get_gpu_ids() else "cpu")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -241,12 +242,15 @@ class Split:
 def split_by_patient(patient_ids: Iterable[str], config: SplitConfig) -> Split:
     """Divide patients by the rank of SHA-256(seed, patient): the same patients and seed give the same split.
 
-    Each part with a share above 0 gets one patient at least, and training keeps at least one.
+    Each part with a share above 0 gets one patient at least, and training keeps at least one. With `config.folds`,
+    patients are dealt in turn to so many folds, whose sizes differ by one at most; each patient is tested in one.
 
     Raises:
-        Fatal: fewer patients than parts.
+        Fatal: fewer patients than parts or folds.
     """
     patients = sorted(set(patient_ids), key=lambda patient: _rank(config.seed, patient))
+    if config.folds is not None:
+        return _split_off_fold(patients, config, config.folds)
     shares = {"train": 1.0, "validation": config.validation, "test": config.test}
     parts = [part for part, share in shares.items() if share > 0]
     if len(patients) < len(parts):
@@ -261,6 +265,19 @@ def split_by_patient(patient_ids: Iterable[str], config: SplitConfig) -> Split:
         test=tuple(sorted(patients[:n_test])),
         validation=tuple(sorted(patients[n_test:held_out])),
         train=tuple(sorted(patients[held_out:])),
+    )
+
+
+def _split_off_fold(patients: Sequence[str], config: SplitConfig, folds: int) -> Split:
+    if len(patients) < folds or (config.validation > 0 and len(patients) - ceil(len(patients) / folds) < 2):
+        raise Fatal(f"{len(patients)} patients cannot fill {folds} folds; add scans, or lower split.folds")
+    test = patients[config.fold :: folds]
+    rest = [patient for patient in patients if patient not in test]
+    n_validation = min(_held_out(config.validation, len(patients)), len(rest) - 1)
+    return Split(
+        test=tuple(sorted(test)),
+        validation=tuple(sorted(rest[:n_validation])),
+        train=tuple(sorted(rest[n_validation:])),
     )
 
 

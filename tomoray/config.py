@@ -123,11 +123,13 @@ class PredictConfig(Config):
     """`jobs.predict`: run + archive -> masks, one folder a scan.
 
     Attributes:
+        ensemble: more runs, whose class probabilities are averaged with those of `run`.
         out: where masks go; None: `RUN/predictions`.
         part: which patients of the run's own archive; another archive is always taken whole.
     """
 
     run: Url
+    ensemble: list[Url] = []
     archive: Url
     out: Url | None = None
     part: Literal["test", "validation", "train", "all"] = "test"
@@ -135,12 +137,22 @@ class PredictConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """`jobs.evaluate`: run + archive -> Dice per patient and label."""
+    """`jobs.evaluate`: run + archive -> how well masks agree with the truth, per patient and label.
+
+    Attributes:
+        ensemble: more runs, whose class probabilities are averaged with those of `run`.
+        predictions: where masks are, or go; None: `RUN/predictions`.
+        tolerance_mm: how far apart surfaces may be to count as one, for the surface Dice.
+        seed: of the bootstrap.
+    """
 
     run: Url
+    ensemble: list[Url] = []
     archive: Url
     predictions: Url | None = None
     part: Literal["test", "validation", "train", "all"] = "test"
+    tolerance_mm: Annotated[float, Field(gt=0)] = 2.0
+    seed: int = 0
 
 
 class FingerprintConfig(Config):

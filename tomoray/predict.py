@@ -8,7 +8,9 @@ memory grows with a slab as high as a patch, never with the scan.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import combinations
 from math import ceil
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tomoray.errors import Fatal
+from tomoray.errors import Fatal, Usage
 from tomoray.geometry import Geometry, from_canonical, to_canonical
 from tomoray.networks import build_network
 from tomoray.runs import Run, open_run
@@ -24,23 +26,30 @@ from tomoray.training.config import TrainConfig
 from tomoray.transforms import Grid, linear_taps, resample, scale_hu, target_grid
 from tomoray.volume import AIR_HU, Image, Mask
 
+_ALIKE = ("labels", "contains", "spacing_zyx_mm", "hu_window", "patch_zyx")  # of runs that are asked together
 _WINDOWS_AT_ONCE = 4
 _SLICES_AT_ONCE = 8
 
 
 class Segmenter:
-    """A trained network and what it needs to know about its input. Deterministic on CPU; not thread-safe on GPU.
+    """Trained networks and what they need to know about their input. Deterministic on CPU; not thread-safe on GPU.
 
     Args:
-        network: gives `len(config.labels) + 1` scores per voxel.
-        config: how it was trained.
-        device: where it runs.
+        network: gives `len(config.labels) + 1` scores per voxel; of several, the class probabilities are averaged.
+        config: how it was trained; `mirror_when_predicting` averages over mirror images too.
+        device: where they run.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, network: nn.Module | Sequence[nn.Module], config: TrainConfig, device: str | torch.device = "cpu"
+    ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self._network = network.to(self.device).eval()
+        networks = [network] if isinstance(network, nn.Module) else network
+        self._networks = [each.to(self.device).eval() for each in networks]
+        self._mirrored: list[tuple[int, ...]] = [()]
+        if config.mirror_when_predicting:
+            self._mirrored += [axes for count in (1, 2, 3) for axes in combinations((2, 3, 4), count)]
         sides = [torch.arange(side) - (side - 1) / 2 for side in config.patch_zyx]
         z, y, x = (torch.exp(-0.5 * (side / (len(side) / 8)) ** 2).clamp_(min=1e-2) for side in sides)
         self._blend = z[:, None, None] * y[:, None] * x
@@ -96,7 +105,7 @@ class Segmenter:
             for n in range(0, len(corners), _WINDOWS_AT_ONCE):
                 at = [np.s_[:, y : y + side_y, x : x + side_x] for y, x in corners[n : n + _WINDOWS_AT_ONCE]]
                 windows = torch.stack([slab[where] for where in at])[:, None].to(self.device)
-                found = self._network(windows).softmax(dim=1).float().cpu()
+                found = self._probabilities(windows).cpu()
                 for where, window in zip(at, found, strict=True):
                     scores[(slice(None), *where)] += window * self._blend
                     weights[where] += self._blend
@@ -104,6 +113,15 @@ class Segmenter:
             yield (scores[:, :done] / weights[:done])[:, :, : grid.shape_zyx[1], : grid.shape_zyx[2]]
             scores = torch.cat([scores[:, done:], torch.zeros_like(scores[:, :done])], dim=1)
             weights = torch.cat([weights[done:], torch.zeros_like(weights[:done])])
+
+    def _probabilities(self, windows: Tensor) -> Tensor:
+        """Of each class, `(window, class, z, y, x)`, averaged over networks and mirror images."""
+        views: Iterator[Tensor] = (
+            network(windows.flip(axes) if axes else windows).softmax(dim=1).float().flip(axes)
+            for network in self._networks
+            for axes in self._mirrored
+        )
+        return reduce(Tensor.add_, views).div_(len(self._networks) * len(self._mirrored))
 
     def _input_slab(
         self, canonical: npt.NDArray[np.int16], grid: Grid, rows: tuple[int, int], height: int, width: int
@@ -127,12 +145,30 @@ class Segmenter:
         return masks
 
 
-def load_segmenter(run: Run | str, device: str | torch.device = "cpu") -> Segmenter:
-    """The segmenter of a finished run, or of the run at a URL.
+def load_segmenter(runs: Run | str | Sequence[Run | str], device: str | torch.device = "cpu") -> Segmenter:
+    """The segmenter of a finished run, or of several together, each a run or its URL.
 
-    Raises `Fatal` as `open_run` does, and where another release's weights do not fit this one's network.
+    Raises:
+        Fatal: as `open_run` does, or another release's weights do not fit this one's network.
+        Usage: the runs differ in what they find or on which grid they find it.
     """
-    run = open_run(run) if isinstance(run, str) else run
+    of = [runs] if isinstance(runs, Run | str) else runs
+    opened = [open_run(run) if isinstance(run, str) else run for run in of]
+    check_alike(opened)
+    return Segmenter([_load_network(run) for run in opened], opened[0].config, device)
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Raise `Usage` for the first run whose probabilities cannot be averaged with those of the first one."""
+    first = runs[0]
+    for run in runs[1:]:
+        for name in _ALIKE:
+            here, there = getattr(run.config, name), getattr(first.config, name)
+            if here != there:
+                raise Usage(f"run {run.store.url} has {name} {here} and run {first.store.url} {there}; wanted one")
+
+
+def _load_network(run: Run) -> nn.Module:
     network = build_network(run.config.network, out_channels=len(run.config.labels) + 1)
     weights = torch.load(io.BytesIO(run.read_model()), map_location="cpu", weights_only=True)
     try:
@@ -142,7 +178,7 @@ def load_segmenter(run: Run | str, device: str | torch.device = "cpu") -> Segmen
             f"the weights of run {run.store.url} do not fit the network {run.config.network.name!r} of this release; "
             f"use the release that trained it (code_version in run.json), or train it again"
         ) from error
-    return Segmenter(network, run.config, device)
+    return network
 
 
 def window_starts(size: int, side: int, overlap: float) -> list[int]:

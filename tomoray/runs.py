@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -219,33 +219,45 @@ def _versions() -> dict[str, Any]:
     }
 
 
+def model_digest(runs: Sequence[Run]) -> str:
+    """What names the model that several runs are together, in whatever order; of a single run its own digest."""
+    if len(runs) == 1:
+        return runs[0].model_sha256
+    return hashlib.sha256("".join(sorted(run.model_sha256 for run in runs)).encode()).hexdigest()
+
+
 def select_scans(
-    run: Run, archive_url: str, rows: Iterable[Mapping[str, Any]], part: Literal["test", "validation", "train", "all"]
+    runs: Run | Sequence[Run],
+    archive_url: str,
+    rows: Iterable[Mapping[str, Any]],
+    part: Literal["test", "validation", "train", "all"],
 ) -> dict[str, str]:
     """Which stored scans of an archive to take, with their patients, so that nobody is tested on training data.
 
     An archive that is the run's own, or that shares a patient with it, gives the patients of `part` in the run's
-    split ("all": everyone). Any other archive is taken whole.
+    split ("all": everyone). Any other archive is taken whole. Of several runs, what each of them would take.
 
     Args:
-        run: the run whose model is asked.
+        runs: the run whose model is asked, or those that are asked together.
         archive_url: the full URL of the archive.
         rows: its catalog.
-        part: of the run's split.
+        part: of each run's split.
 
     Raises:
         Fatal: that leaves no scan.
     """
-    patients = {str(row["scan_id"]): str(row["patient_id"]) for row in rows if row["status"] == "stored"}
-    parts = asdict(run.split)
-    known = {patient for of_part in parts.values() for patient in of_part}
-    if part != "all" and (archive_url == run.config.archive or known & set(patients.values())):
-        chosen = {scan_id: patient for scan_id, patient in patients.items() if patient in parts[part]}
-    else:
-        chosen = patients
+    asked = [runs] if isinstance(runs, Run) else runs
+    chosen = {str(row["scan_id"]): str(row["patient_id"]) for row in rows if row["status"] == "stored"}
+    there = set(chosen.values())
+    for run in asked:
+        parts = asdict(run.split)
+        known = {patient for of_part in parts.values() for patient in of_part}
+        if part != "all" and (archive_url == run.config.archive or known & there):
+            chosen = {scan_id: patient for scan_id, patient in chosen.items() if patient in parts[part]}
     if not chosen:
+        names = " and ".join(run.store.url for run in asked)
         raise Fatal(
-            f"archive {archive_url} has no scan of part {part!r} of run {run.store.url}; choose another --part, or "
+            f"archive {archive_url} has no scan of part {part!r} of run {names}; choose another --part, or "
             f"train with a larger share in split"
         )
     return chosen

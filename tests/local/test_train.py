@@ -95,7 +95,7 @@ def trained(archive, ray_local, tmp_path_factory):
 
 
 def weights(run_url):
-    return load_segmenter(run_url)._network.state_dict()
+    return load_segmenter(run_url)._networks[0].state_dict()
 
 
 def test_two_workers_train_and_leave_a_run(trained):

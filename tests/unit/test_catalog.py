@@ -143,3 +143,39 @@ def test_too_few_patients_is_one_line_with_the_next_step():
         split_by_patient(PATIENTS[:2], SplitConfig())
     with pytest.raises(Fatal, match=r"^1 patient cannot fill train and test"):
         split_by_patient(PATIENTS[:1], SplitConfig(validation=0))
+
+
+@pytest.mark.parametrize(("patients", "folds"), [(34, 5), (5, 5), (50, 3)])
+def test_folds_test_every_patient_once_and_differ_by_one_at_most(patients, folds):
+    splits = [split_by_patient(PATIENTS[:patients], SplitConfig(folds=folds, fold=n)) for n in range(folds)]
+    assert sorted(patient for split in splits for patient in split.test) == PATIENTS[:patients]
+    assert {len(split.test) for split in splits} <= {patients // folds, patients // folds + 1}
+    for split in splits:
+        assert sorted([*split.train, *split.validation, *split.test]) == PATIENTS[:patients]
+        assert split.train
+        assert split.validation
+
+
+def test_a_fold_may_train_on_all_that_it_does_not_test():
+    split = split_by_patient(PATIENTS[:34], SplitConfig(folds=5, fold=2, validation=0))
+    assert (len(split.train), len(split.validation), len(split.test)) == (27, 0, 7)
+
+
+def test_more_folds_than_patients_is_one_line_with_the_next_step():
+    with pytest.raises(Fatal, match=r"^4 patients cannot fill 5 folds; add scans, or lower split.folds$"):
+        split_by_patient(PATIENTS[:4], SplitConfig(folds=5))
+    with pytest.raises(Fatal, match=r"^2 patients cannot fill 2 folds"):
+        split_by_patient(PATIENTS[:2], SplitConfig(folds=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"folds": 5, "fold": 5}, "fold 5 of 5 folds; wanted 0 to 4"),
+        ({"fold": 1}, "fold 1 of no folds"),
+        ({"folds": 2, "validation": 0.5}, "leave no patient to train on"),
+    ],
+)
+def test_impossible_folds_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        SplitConfig(**values)

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from tomoray.catalog import Split
-from tomoray.errors import Fatal
+from tomoray.errors import Fatal, Usage
 from tomoray.geometry import Geometry, from_canonical
 from tomoray.metrics import dice
 from tomoray.networks import build_network
@@ -80,7 +80,7 @@ def test_slab_by_slab_equals_blending_the_whole_scan_at_once():
     with torch.inference_mode():
         for z, y, x in [(z, y, x) for z in (0, 7, 14, 21) for y in (0, 4) for x in (0, 7, 14)]:
             at = np.s_[z : z + 16, y : y + 16, x : x + 16]
-            sums[(slice(None), *at)] += segmenter._network(scaled[at][None, None]).softmax(1)[0] * segmenter._blend
+            sums[(slice(None), *at)] += segmenter._networks[0](scaled[at][None, None]).softmax(1)[0] * segmenter._blend
             weights[at] += segmenter._blend
     masks = segmenter.segment(image, Geometry.from_matrix(image.shape, DIAGONAL))
     classes = (sums / weights).argmax(0).numpy()
@@ -110,6 +110,64 @@ def test_weights_of_another_network_end_in_one_line(tmp_path):
     finish_run(store, wanted, split, {})
     with pytest.raises(Fatal, match=r"do not fit the network 'unet' of this release.*train it again$"):
         load_segmenter(store.url)
+
+
+class OneSided(nn.Module):
+    """Says class 1 towards the end of each axis, the more the further."""
+
+    def forward(self, image):
+        z, y, x = (torch.linspace(-1, 1, side) for side in image.shape[2:])
+        score = (z[:, None, None] + y[:, None] + x).expand(image.shape)
+        return torch.cat([torch.zeros_like(score), score, score - 9], dim=1)
+
+
+def test_several_networks_are_one_by_their_mean_probability():
+    image, geometry = blobs(20, 20, 20), Geometry.from_matrix((20, 20, 20), DIAGONAL)
+    sure, unsure = Threshold(), Threshold(sharpness=-0.1)
+    alone, both = Segmenter(sure, config()), Segmenter([sure, unsure, unsure], config())
+    windows = torch.rand(2, 1, 16, 16, 16)
+    mean = (sure(windows).softmax(1) + 2 * unsure(windows).softmax(1)) / 3
+    torch.testing.assert_close(both._probabilities(windows), mean)
+    assert (
+        dice(Segmenter([sure, sure], config()).segment(image, geometry)["lungs"], (image > 500).astype(np.uint8)) == 1
+    )
+    assert alone.segment(image, geometry)["lungs"].any()
+
+
+def test_mirror_images_cancel_what_is_one_sided():
+    windows = torch.rand(1, 1, 16, 16, 16)
+    plain = Segmenter(OneSided(), config())._probabilities(windows)
+    mirrored = Segmenter(OneSided(), config(mirror_when_predicting=True))._probabilities(windows)
+    for axis in (2, 3, 4):
+        assert not torch.allclose(plain, plain.flip(axis), atol=0.1)
+        torch.testing.assert_close(mirrored, mirrored.flip(axis))
+
+
+def make_run(folder, seed=0, **changes):
+    torch.manual_seed(seed)
+    store = open_store(str(folder))
+    wanted = config(archive="a", out=store.url, network={"channels": [4, 8]}, steps=1, **changes)
+    split = Split(train=("p1",), validation=(), test=())
+    begin_run(store, wanted, split)
+    weights = io.BytesIO()
+    torch.save(build_network(wanted.network, len(wanted.labels) + 1).state_dict(), weights)
+    store.write("checkpoints/step-00000001/model.pt", weights.getvalue())
+    return finish_run(store, wanted, split, {})
+
+
+def test_runs_are_loaded_together(tmp_path):
+    runs = [make_run(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    windows = torch.rand(1, 1, 16, 16, 16)
+    alone = [load_segmenter(run)._probabilities(windows) for run in runs]
+    together = load_segmenter([runs[0], runs[1].store.url])._probabilities(windows)
+    torch.testing.assert_close(together, sum(alone) / 2)
+
+
+@pytest.mark.parametrize("change", [{"labels": ["lungs", "heart"]}, {"spacing_zyx_mm": (1, 1, 1)}])
+def test_runs_that_differ_are_not_loaded_together(tmp_path, change):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **change)]
+    with pytest.raises(Usage, match=f"b has {next(iter(change))} .* and run .*a .*; wanted one"):
+        load_segmenter(runs)
 
 
 @pytest.mark.parametrize(("size", "side", "overlap"), [(10, 16, 0.5), (16, 16, 0.5), (17, 16, 0.25), (100, 16, 0.25)])

@@ -99,16 +99,34 @@ _SLICEWISE = ("unet", "ra_unet", "cab_unet", "dynunet")
 
 
 class SplitConfig(Config):
-    """Shares of the patients held out; a patient is never in two parts."""
+    """Shares of the patients held out; a patient is never in two parts.
+
+    Attributes:
+        validation: share of all patients.
+        test: share of all patients; not asked where there are `folds`.
+        folds: patients are dealt into so many parts of one size, of which one is the test part.
+        fold: which one, from 0 on.
+    """
 
     validation: Fraction = 0.1
     test: Fraction = 0.2
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
 
     @model_validator(mode="after")
     def _leaves_patients_to_train_on(self) -> SplitConfig:
-        if self.validation + self.test >= 1:
+        if self.folds is None and self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} + test {self.test} leave no patient to train on")
+        if self.folds is not None and self.validation + 1 / self.folds >= 1:
+            raise ValueError(f"validation {self.validation} + one of {self.folds} folds leave no patient to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_folds(self) -> SplitConfig:
+        if self.fold >= (self.folds or 1):
+            wanted = f"0 to {self.folds - 1}" if self.folds else "0, or folds to be set"
+            raise ValueError(f"fold {self.fold} of {self.folds or 'no'} folds; wanted {wanted}")
         return self
 
 
@@ -262,6 +280,7 @@ class TrainConfig(Config):
         deterministic: the same weights to the last bit from the same config on the same kind of machine.
         workers: processes that train together, or the fewest and the most of them: as many as there is room for.
         cpus: threads of each worker.
+        mirror_when_predicting: average the predictions of all eight mirror images of a window, at eight times the work.
         gpu: None uses a GPU per worker where the cluster has that many.
         node: a kind of machine of the price table, by which the cost so far is reckoned; None: seconds only.
     """
@@ -295,6 +314,7 @@ class TrainConfig(Config):
     deterministic: bool = False
     workers: Positive | tuple[Positive, Positive] = 1
     cpus: Positive = 1
+    mirror_when_predicting: bool = False
     gpu: bool | None = None
     node: str | None = None
     seed: int = 0
@@ -354,4 +374,39 @@ class TrainConfig(Config):
     def _warms_up_before_the_end(self) -> TrainConfig:
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} leave none of {self.steps} steps")
+        return self
+
+
+class CrossValidateConfig(Config):
+    """`jobs.cross_validate`: archive -> a run for each fold, and what they are worth together.
+
+    Attributes:
+        train: the config of every fold; its `out` is where they go, and its `split` says the share for validation.
+        folds: None: those of `train.split`, or 5.
+        only: which folds; None: all.
+        seed: of the bootstrap.
+    """
+
+    train: TrainConfig
+    folds: Annotated[int, Field(ge=2)] | None = None
+    only: list[Annotated[int, Field(ge=0)]] | None = None
+    seed: int = 0
+
+    def of_fold(self, fold: int) -> TrainConfig:
+        """The config of one fold, as a run of its own."""
+        split = {**self.train.split.model_dump(), "folds": self.n_folds, "fold": fold}
+        values = {**self.train.model_dump(), "split": split, "out": f"{self.train.out}/fold-{fold}"}
+        return TrainConfig.model_validate(values)
+
+    @property
+    def n_folds(self) -> int:
+        """How many folds there are."""
+        return self.folds or self.train.split.folds or 5
+
+    @model_validator(mode="after")
+    def _folds_are_possible(self) -> CrossValidateConfig:
+        if self.train.archive is None or self.train.out is None:
+            raise ValueError("train.archive and train.out are wanted: --archive ARCHIVE --out DIR")
+        for fold in self.only or [0]:
+            self.of_fold(fold)
         return self
