@@ -39,6 +39,7 @@ _FRAME_MACROS = (
     (0x00209111, 0x00209156, tags.ACQUISITION_NUMBER),  # Frame Content
     (0x00209111, 0x00209128, tags.TEMPORAL_POSITION),
     (0x00189118, 0x00209153, tags.TRIGGER_TIME),  # Cardiac Synchronization
+    (0x00189321, 0x00189332, tags.EXPOSURE),  # CT Exposure
 )
 # Of the whole instance, from its first frame.
 _FIRST_FRAME_MACROS = (

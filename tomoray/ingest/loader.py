@@ -14,6 +14,7 @@ from types import ModuleType
 from pydicom import Dataset
 
 from tomoray import nifti, nrrd
+from tomoray.assembly.interleaved import check_alternation
 from tomoray.assembly.scans import assemble
 from tomoray.assembly.stack import Rules, Stack
 from tomoray.dicom.headers import Instance, NotDicomError, read_dataset
@@ -97,6 +98,7 @@ def load_dicom(
     for n, stack in enumerate(stacks):
         header = _read_header(decoded.instances[stack.planes[0].instance], read, deidentifier, source_uri)
         unfit = decoded.refusal_of(stack) or header.refusal
+        unfit = unfit or check_alternation([decoded.planes[ref] for ref in stack.planes])
         if unfit is not None:
             yield refused(stack.part, unfit, len({ref.instance for ref in (*stack.planes, *stack.dropped)}), header)
             continue
