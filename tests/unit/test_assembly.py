@@ -75,6 +75,7 @@ def instance(uid: str, *planes: Plane, **changes) -> Instance:
         "lossy": False,
         "gantry_tilt_degrees": None,
         "referenced_series": "",
+        "n_drawn": 0,
         "kernel": "",
         "kvp": None,
     }

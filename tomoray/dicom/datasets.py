@@ -49,6 +49,9 @@ _FIRST_FRAME_MACROS = (
 )
 
 
+_DRAWN = (tags.SEGMENTS, tags.REGIONS_OF_INTEREST)
+
+
 class NotDicomError(Exception):
     """The bytes are not a DICOM file; the message says why, without quoting them."""
 
@@ -112,7 +115,7 @@ def _parse(data: bytes, *, whole: bool) -> Elements | None:
 
     try:
         with quiet_pydicom():
-            dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES])
+            dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES, *_DRAWN])
             if not (whole or reached_pixels):
                 return None
             meta = _file_meta(dataset)
@@ -123,6 +126,7 @@ def _parse(data: bytes, *, whole: bool) -> Elements | None:
                 values=meta.fill(_first_frame(dataset) | own),
                 frames=_frames(dataset),
                 referenced_series=_referenced_series(dataset),
+                n_drawn=max(len(_items(dataset, tag)) for tag in _DRAWN),
                 pixels_offset=None if deflated else offset,
                 pixels_length=None if deflated else length,
             )

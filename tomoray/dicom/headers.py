@@ -111,6 +111,7 @@ class Instance:
         planes: one of a classic image, `n_frames` of an enhanced CT whose functional groups are whole; else none.
         lossy: the header says so, or says nothing and the transfer syntax is a lossy one.
         referenced_series: for a segmentation or a structure set, the series it was drawn on.
+        n_drawn: the segments or regions of interest that it describes; 0 for others.
     """
 
     root: str
@@ -134,6 +135,7 @@ class Instance:
     lossy: bool
     gantry_tilt_degrees: float | None
     referenced_series: str
+    n_drawn: int
     kernel: str
     kvp: float | None
 
@@ -207,6 +209,7 @@ def instance_of(found: Elements, *, root: str, key: str, size_bytes: int) -> Ins
         lossy=claim == "01" or (claim != "00" and found.transfer_syntax in _LOSSY_SYNTAXES),
         gantry_tilt_degrees=_number(get(tags.GANTRY_TILT)),
         referenced_series=found.referenced_series,
+        n_drawn=found.n_drawn if sop_class in DRAWING_STORAGE else 0,
         kernel=_text(get(tags.KERNEL)),
         kvp=_number(get(tags.KVP)),
     )
