@@ -204,7 +204,7 @@ def take_case(place: Path, ingester: Ingester, tell: Callable[[str], None]) -> d
         memory, started = Memory(), time.process_time()
         rows = ingester.ingest(entry.item).rows
         slowest_s = max(slowest_s, time.process_time() - started)
-        peak_bytes, asked_bytes = memory.peak_bytes(), task_bytes(entry.voxel_bytes)
+        peak_bytes, asked_bytes = memory.peak_bytes(), task_bytes(entry.working_bytes)
         most_memory = max(most_memory, peak_bytes / asked_bytes)
         if peak_bytes > asked_bytes:
             failures.append(f"{peak_bytes / 1e6:.0f} MB; asked for {asked_bytes / 1e6:.0f}")

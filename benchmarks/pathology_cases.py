@@ -294,6 +294,59 @@ def _again(
     return change
 
 
+def _merge(*, n: int = 12, number_from: int | None = None, ordered: bool = False, **values: Any) -> Change:
+    """A second acquisition, each of its slices midway between two of the first.
+
+    Args:
+        n: its slices.
+        number_from: its first InstanceNumber; None goes on after the first acquisition.
+        ordered: number all slices by position afterwards.
+        values: elements of its slices; None deletes.
+    """
+
+    def change(series: Series) -> None:
+        start = len(series.planes)
+        _again(seed=7, n=n, offset_mm=STEP_MM / 2)(series)
+        others = series.planes[start:]
+        for z, plane in enumerate(others):
+            plane.dataset.InstanceNumber = (start + 1 if number_from is None else number_from) + z
+        _set(**values)(Series(others))
+        if ordered:
+            for z, plane in enumerate(sorted(series.planes, key=lambda plane: float(plane.position[2]))):
+                plane.dataset.InstanceNumber = z + 1
+
+    return change
+
+
+def _few() -> Series:
+    return good(2)
+
+
+def _overlapping(n: int = 24) -> Series:
+    """One reconstruction at half the slice thickness: a slice has half of its tissue, and noise, from the last one."""
+    series = good(n, heights=[z * STEP_MM / 2 for z in range(n)])
+    slabs = np.random.default_rng(1).integers(-1000, 1500, (n + 1, ROWS, COLUMNS))
+    for z, plane in enumerate(series.planes):
+        _show(plane, (slabs[z] + slabs[z + 1]) // 2)
+    return series
+
+
+def _moved_between() -> Series:
+    """Two acquisitions of one patient, who moved by two voxels between them; slices alternate, all headers agree."""
+    series = good(24, heights=[z * STEP_MM / 2 for z in range(24)])
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    noise = np.random.default_rng(2).integers(-15, 16, (24, ROWS, COLUMNS))
+    for z, plane in enumerate(series.planes):
+        seen_x = x + 2 * (z % 2)
+        _show(plane, 400 * np.sin(seen_x / 1.5 + z / 20) * np.cos(y / 4) + noise[z])
+    return series
+
+
+def _show(plane: Plane, hu: npt.NDArray[Any]) -> None:
+    plane.hu = np.asarray(hu).astype(np.int16)
+    plane.dataset.PixelData = (plane.hu.astype(np.int32) + 1024).astype("<u2").tobytes()
+
+
 def _copy(at: int, *, same_pixels: bool, same_uid: bool) -> Change:
     def change(series: Series) -> None:
         plane = copy.deepcopy(series.planes[at])
@@ -548,11 +601,15 @@ CASES: tuple[Case, ...] = (
     _store("two phases by trigger time", _phases("TriggerTime"), note=TOLD_APART, n_scans=2),
     _store("two acquisitions at the same places", _again(seed=7, AcquisitionNumber=2), note=TOLD_APART, n_scans=2),
     _refuse("two series merged, other offset", "variable_spacing", _again(seed=7, offset_mm=0.8)),
-    _store(
-        "two series merged, half a step apart",
-        _again(seed=7, offset_mm=STEP_MM / 2),
-        note="InstanceNumber does not follow position",
-    ),
+    _store("two series merged, half a step apart", _merge(), note=TOLD_APART, n_scans=2),
+    _store("merged so, numbered alike", _merge(number_from=1), note=TOLD_APART, n_scans=2),
+    _store("merged so, by acquisition number", _merge(AcquisitionNumber=2), note=TOLD_APART, n_scans=2),
+    _store("merged so, by kernel", _merge(ordered=True, ConvolutionKernel="B70f"), note=TOLD_APART, n_scans=2),
+    _store("merged so, by exposure", _set(Exposure=120), _merge(ordered=True, Exposure=40), note=TOLD_APART, n_scans=2),
+    _refuse("merged so, only the pixels tell", "mixed_acquisition", of=_moved_between),
+    _refuse("merged so, too few for two scans", "mixed_acquisition", _merge(n=2, AcquisitionNumber=2), of=_few),
+    _store("merged so, nothing tells", _merge(InstanceNumber=None), note="InstanceNumber does not follow position"),
+    _store("overlapping slices at half the thickness", _set(SliceThickness=2.5), of=_overlapping),
     _store(
         "two acquisitions of other steps merged",
         _again(seed=7, n=9, step_mm=3.0, offset_mm=0.8, AcquisitionNumber=2),

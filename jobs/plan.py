@@ -33,8 +33,8 @@ def run(config: PlanConfig) -> dict[str, Any]:
         ignored = take_stock(config.sources, config.nifti, inventory, pseudonyms, read_in_threads)
         done = _done(config.archive)
         sizes = [
-            Size(n_instances=n_instances, size_bytes=size_bytes, voxel_bytes=voxel_bytes)
-            for series_id, digest, n_instances, size_bytes, voxel_bytes in inventory.sizes()
+            Size(n_instances=n, size_bytes=size_bytes, voxel_bytes=voxel_bytes, working_bytes=working_bytes)
+            for series_id, digest, n, size_bytes, voxel_bytes, working_bytes in inventory.sizes()
             if done.get(series_id) != digest
         ]
         n_done = len(inventory) - len(sizes)

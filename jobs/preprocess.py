@@ -132,7 +132,7 @@ class _Run:
         task_of = lru_cache(lambda memory: _ingest.options(memory=memory))
 
         def submit(todo: _Todo) -> ray.ObjectRef[Any]:
-            memory = min(task_bytes(todo.entry.voxel_bytes), most_bytes)
+            memory = min(task_bytes(todo.entry.working_bytes), most_bytes)
             return task_of(memory).remote(ingester, todo.entry.item)
 
         in_flight = self.config.in_flight or 2 * cluster_cpus()

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     MIXED_MATRIX = "mixed_matrix"
     MIXED_RESCALE = "mixed_rescale"
     MIXED_FRAME_OF_REFERENCE = "mixed_frame_of_reference"
+    MIXED_ACQUISITION = "mixed_acquisition"
     MIXED_PATIENT = "mixed_patient"
     MIXED_STUDY = "mixed_study"
     NOT_ORTHOGONAL = "not_orthogonal"

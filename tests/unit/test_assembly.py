@@ -75,13 +75,9 @@ def instance(uid: str, *planes: Plane, **changes) -> Instance:
         "lossy": False,
         "gantry_tilt_degrees": None,
         "referenced_series": "",
-        "manufacturer": "Test",
-        "model": None,
-        "kernel": None,
+        "n_drawn": 0,
+        "kernel": "",
         "kvp": None,
-        "sex": None,
-        "age_years": None,
-        "body_part": None,
     }
     return Instance(**(values | changes))
 

@@ -115,6 +115,7 @@ def enhanced(header) -> Dataset:
             FrameContentSequence=[item(FrameAcquisitionNumber=7, TemporalPositionIndex=z + 1)],
             CTImageFrameTypeSequence=[item(FrameType=["ORIGINAL", "PRIMARY", "AXIAL", "NONE"])],
             CTReconstructionSequence=[item(ConvolutionKernel=f"K{z}")],
+            CTExposureSequence=[item(ExposureInmAs=50.5 + z)],
             CardiacSynchronizationSequence=[item(NominalCardiacTriggerDelayTime=100.25 * z)],
         )
         for z in range(3)
@@ -133,7 +134,6 @@ def test_reads_a_classic_header(header):
     assert (instance.sop_uid, instance.series_uid, instance.study_uid) == ("1.2.3.4.1", "1.2.3.4", "1.2.3")
     assert (instance.rows, instance.columns, instance.n_frames) == (36, 33, 1)
     assert (instance.kernel, instance.kvp, instance.gantry_tilt_degrees) == ("B30f\\1", 120.0, -2.5)
-    assert (instance.sex, instance.age_years, instance.body_part) == ("F", 61.0, "CHEST")
     (plane,) = instance.planes
     assert plane.orientation == (1, 0, 0, 0, 1, 0)
     assert plane.position == (-20, -30, -100)
@@ -188,11 +188,6 @@ def test_loss_is_what_the_header_says_or_else_the_syntax(header, syntax, claim, 
     assert read(as_file(header, syntax)).lossy is lossy
 
 
-@pytest.mark.parametrize(("age", "years"), [("018M", 1.5), ("000Y", 0.0), ("61  ", None), ("0²1Y", None)])
-def test_age_in_years(header, age, years):
-    assert read(as_file(header).replace(b"061Y", age.encode("latin-1"))).age_years == years
-
-
 @pytest.mark.parametrize(
     ("charset", "encoding"), [("ISO_IR 192", "utf-8"), ("ISO_IR 100", "latin-1"), (None, "latin-1")]
 )
@@ -223,6 +218,7 @@ def test_frames_of_an_enhanced_instance_are_planes(enhanced):
     assert (instance.kvp, instance.kernel) == (100, "K0")
     for z, plane in enumerate(instance.planes):
         assert plane.position == (-20, -30, 5 * z)
+        assert plane.exposure_mas == 50.5 + z
         assert (plane.orientation, plane.pixel_spacing) == ((1, 0, 0, 0, 1, 0), (0.8, 0.7))
         assert (plane.slope, plane.intercept, plane.rescale_type, plane.slice_thickness_mm) == (1, -1024, "HU", 2.5)
         assert plane.image_type == ("ORIGINAL", "PRIMARY", "AXIAL", "NONE")

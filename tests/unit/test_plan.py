@@ -6,7 +6,8 @@ from tomoray.errors import Usage
 from tomoray.ingest.estimate import Size, estimate, read_prices
 from tomoray.ingest.ingester import task_bytes
 
-SERIES = Size(n_instances=100, size_bytes=53_000_000, voxel_bytes=100 * 512 * 512 * 2)
+VOXELS = 100 * 512 * 512 * 2
+SERIES = Size(n_instances=100, size_bytes=53_000_000, voxel_bytes=VOXELS, working_bytes=int(1.6 * VOXELS))
 
 
 def plan(sizes, **wanted):
@@ -23,18 +24,18 @@ def test_work_grows_with_the_series_and_time_shrinks_with_the_nodes():
 
 
 def test_compressed_series_take_more_cpu_than_native_ones():
-    compressed = Size(n_instances=100, size_bytes=20_000_000, voxel_bytes=SERIES.voxel_bytes)
+    compressed = Size(n_instances=100, size_bytes=20_000_000, voxel_bytes=VOXELS, working_bytes=1)
     assert plan([compressed] * 1000)["cpu_hours"] > 2 * plan([SERIES] * 1000)["cpu_hours"]
 
 
 def test_memory_of_a_task_is_that_which_the_task_asks_for():
     assert plan([SERIES])["memory_per_task_gb"]["largest"] == pytest.approx(
-        task_bytes(SERIES.voxel_bytes) / 1e9, abs=0.01
+        task_bytes(SERIES.working_bytes) / 1e9, abs=0.01
     )
 
 
 def test_a_node_too_small_for_the_largest_series_is_an_error_that_says_so():
-    huge = Size(n_instances=1, size_bytes=1, voxel_bytes=40 * 10**9)
+    huge = Size(n_instances=1, size_bytes=1, voxel_bytes=40 * 10**9, working_bytes=64 * 10**9)
     with pytest.raises(Usage, match=r"wants 64\.4 GB, and m7i\.2xlarge has 32: name a larger --node"):
         plan([huge], node="m7i.2xlarge")
 

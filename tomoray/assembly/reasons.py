@@ -90,6 +90,13 @@ ABOUT: Mapping[Reason, About] = {
         "several rescale slopes or intercepts among classic instances",
         "look for the odd slice; remove it or export again",
     ),
+    Reason.MIXED_ACQUISITION: About(
+        (
+            "two acquisitions whose slices alternate: by their pixels, where no attribute tells them apart; or by "
+            "one, where the half is no scan"
+        ),
+        "find out where the files were merged, and give each acquisition a series UID",
+    ),
     Reason.DUPLICATE_INSTANCE: About(
         "different files under one instance UID, or two volume files of one case",
         "keep the right one",

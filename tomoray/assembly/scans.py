@@ -13,6 +13,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from tomoray.assembly import grid
+from tomoray.assembly.interleaved import tell_apart
 from tomoray.assembly.kinds import refusal_of_kind
 from tomoray.assembly.slices import (
     PlaneRef,
@@ -200,7 +201,7 @@ def _assemble_group(slices: Sequence[Slice], rules: Rules, same_pixels: SamePixe
     """One stack, or one for each phase or acquisition where only they are regular."""
     strict = replace(rules, repairs=rules.repairs - {"variable_spacing"})
     try:
-        return [build_stack(slices, strict, same_pixels)]
+        stack = build_stack(slices, strict, same_pixels)
     except Refused as refusal:
         for attribute in _SPLIT_BY.get(refusal.reason, ()):
             stacks = _split(slices, attribute, refusal.reason, strict, same_pixels)
@@ -209,6 +210,38 @@ def _assemble_group(slices: Sequence[Slice], rules: Rules, same_pixels: SamePixe
         if refusal.reason == Reason.VARIABLE_SPACING and strict != rules:
             return [build_stack(slices, rules, same_pixels)]
         raise
+    return _split_interleaved(slices, stack, strict, same_pixels) or [stack]
+
+
+def _split_interleaved(slices: Sequence[Slice], stack: Stack, rules: Rules, same_pixels: SamePixels) -> list[Stack]:
+    """A stack for each of two acquisitions whose slices alternate in `stack`; none where it is one.
+
+    Raises:
+        Refused: they alternate, and are too few to be scans by themselves.
+    """
+    by_ref = {item.ref: item for item in slices}
+    ordered = [by_ref[ref] for ref in stack.planes]
+    found = tell_apart(ordered)
+    if found is None:
+        return []
+    what, names = found
+    places = np.array([item.position for item in ordered])
+    halves: tuple[list[Slice], list[Slice]] = ([], [])
+    for item in slices:  # copies go with what they are copies of
+        halves[int(np.linalg.norm(places - item.position, axis=1).argmin()) % 2].append(item)
+    note = f"one of 2 scans under one series UID whose slices alternate, told apart by {what}"
+    stacks = []
+    for name, half in zip(names, halves, strict=True):
+        try:
+            alone = build_stack(half, rules, same_pixels)
+        except Refused as refusal:
+            raise Refused(
+                Reason.MIXED_ACQUISITION,
+                f"every second slice has another {what}: two acquisitions alternate, and one is no scan by itself "
+                f"({refusal}); wanted one",
+            ) from refusal
+        stacks.append(replace(alone, part=name, notes=(note, *alone.notes)))
+    return sorted(stacks, key=lambda one: one.part)
 
 
 def _split(

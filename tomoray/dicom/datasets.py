@@ -39,6 +39,7 @@ _FRAME_MACROS = (
     (0x00209111, 0x00209156, tags.ACQUISITION_NUMBER),  # Frame Content
     (0x00209111, 0x00209128, tags.TEMPORAL_POSITION),
     (0x00189118, 0x00209153, tags.TRIGGER_TIME),  # Cardiac Synchronization
+    (0x00189321, 0x00189332, tags.EXPOSURE),  # CT Exposure
 )
 # Of the whole instance, from its first frame.
 _FIRST_FRAME_MACROS = (
@@ -46,6 +47,9 @@ _FIRST_FRAME_MACROS = (
     (0x00189314, 0x00181210, tags.KERNEL),  # CT Reconstruction
     (0x00189325, 0x00180060, tags.KVP),  # CT X-Ray Details
 )
+
+
+_DRAWN = (tags.SEGMENTS, tags.REGIONS_OF_INTEREST)
 
 
 class NotDicomError(Exception):
@@ -111,7 +115,7 @@ def _parse(data: bytes, *, whole: bool) -> Elements | None:
 
     try:
         with quiet_pydicom():
-            dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES])
+            dataset = read_partial(stream, at_pixels, specific_tags=[*tags.WANTED, *tags.SEQUENCES, *_DRAWN])
             if not (whole or reached_pixels):
                 return None
             meta = _file_meta(dataset)
@@ -122,6 +126,7 @@ def _parse(data: bytes, *, whole: bool) -> Elements | None:
                 values=meta.fill(_first_frame(dataset) | own),
                 frames=_frames(dataset),
                 referenced_series=_referenced_series(dataset),
+                n_drawn=max(len(_items(dataset, tag)) for tag in _DRAWN),
                 pixels_offset=None if deflated else offset,
                 pixels_length=None if deflated else length,
             )

@@ -59,6 +59,7 @@ class Elements:
         frames: of an enhanced instance, the values of each frame's functional groups, under the tags of the classic
             elements that say the same.
         referenced_series: the UID that a segmentation or a structure set refers to, or an empty string.
+        n_drawn: segments, or regions of interest, that it describes.
         pixels_offset: where the value of Pixel Data starts in the file; None where it is not there, or deflated.
         pixels_length: its bytes; None where undefined.
     """
@@ -67,6 +68,7 @@ class Elements:
     values: Values
     frames: tuple[Values, ...] = ()
     referenced_series: str = ""
+    n_drawn: int = 0
     pixels_offset: int | None = None
     pixels_length: int | None = None
 

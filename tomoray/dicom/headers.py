@@ -59,6 +59,7 @@ class Plane:
         trigger_time_ms: TriggerTime, or NominalCardiacTriggerDelayTime.
         temporal_position: TemporalPositionIdentifier, or TemporalPositionIndex.
         instance_number: InstanceNumber; of an enhanced instance, frame + 1.
+        exposure_mas: Exposure, or ExposureInmAs.
     """
 
     frame: int
@@ -74,6 +75,7 @@ class Plane:
     trigger_time_ms: float | None
     temporal_position: int | None
     instance_number: int | None
+    exposure_mas: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,7 @@ class Instance:
         planes: one of a classic image, `n_frames` of an enhanced CT whose functional groups are whole; else none.
         lossy: the header says so, or says nothing and the transfer syntax is a lossy one.
         referenced_series: for a segmentation or a structure set, the series it was drawn on.
+        n_drawn: the segments or regions of interest that it describes; 0 for others.
     """
 
     root: str
@@ -132,13 +135,9 @@ class Instance:
     lossy: bool
     gantry_tilt_degrees: float | None
     referenced_series: str
-    manufacturer: str | None
-    model: str | None
-    kernel: str | None
+    n_drawn: int
+    kernel: str
     kvp: float | None
-    sex: str | None
-    age_years: float | None
-    body_part: str | None
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -176,7 +175,6 @@ def instance_of(found: Elements, *, root: str, key: str, size_bytes: int) -> Ins
     get = found.values.get
     sop_class = _text(get(tags.SOP_CLASS))
     n_frames = _n_frames(get(tags.N_FRAMES))
-    sex = _text(get(tags.PATIENT_SEX)).upper()
     claim = _text(get(tags.LOSSY))
     return Instance(
         root=root,
@@ -211,13 +209,9 @@ def instance_of(found: Elements, *, root: str, key: str, size_bytes: int) -> Ins
         lossy=claim == "01" or (claim != "00" and found.transfer_syntax in _LOSSY_SYNTAXES),
         gantry_tilt_degrees=_number(get(tags.GANTRY_TILT)),
         referenced_series=found.referenced_series,
-        manufacturer=_text(get(tags.MANUFACTURER)) or None,
-        model=_text(get(tags.MODEL)) or None,
-        kernel=_text(get(tags.KERNEL)) or None,
+        n_drawn=found.n_drawn if sop_class in DRAWING_STORAGE else 0,
+        kernel=_text(get(tags.KERNEL)),
         kvp=_number(get(tags.KVP)),
-        sex=sex if sex in ("F", "M", "O") else None,
-        age_years=_age_years(_text(get(tags.PATIENT_AGE))),
-        body_part=_text(get(tags.BODY_PART)) or None,
     )
 
 
@@ -247,6 +241,7 @@ def _plane(values: Values, frame: int, instance_number: int | None) -> Plane:
         trigger_time_ms=_number(get(tags.TRIGGER_TIME)),
         temporal_position=_integer(get(tags.TEMPORAL_POSITION)),
         instance_number=instance_number,
+        exposure_mas=_number(get(tags.EXPOSURE)),
     )
 
 
@@ -294,11 +289,3 @@ def _n_frames(value: bytes | None) -> int:
     if value is None or not value.strip(b" \0"):
         return 1
     return max(_integer(value) or 0, 0)
-
-
-def _age_years(age: str) -> float | None:
-    """Years from an Age String such as 045Y, 018M, 003W, 010D (PS3.5 6.2)."""
-    per_year = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
-    if len(age) != 4 or not age[:3].isdecimal() or age[3] not in per_year:
-        return None
-    return round(int(age[:3]) / per_year[age[3]], 2)

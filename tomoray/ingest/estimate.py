@@ -53,11 +53,12 @@ class Prices(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """A series by its listing: files, their bytes, and the bytes of its voxels as int16."""
+    """A series by its listing: files, their bytes, the bytes of its voxels as int16, and what a task holds at once."""
 
     n_instances: int
     size_bytes: int
     voxel_bytes: int
+    working_bytes: int
 
 
 def read_prices(path: str | None = None) -> Prices:
@@ -87,13 +88,14 @@ def estimate(sizes: Iterable[Size], prices: Prices, *, node: str, n_nodes: int) 
     if node not in prices.nodes:
         raise Usage(f"no prices for node {node!r}; the table of {prices.date} has: {', '.join(prices.nodes)}")
     kind = prices.nodes[node]
-    found = np.array([(s.n_instances, s.size_bytes, s.voxel_bytes) for s in sizes], dtype=np.int64).reshape(-1, 3)
-    instances, source_bytes, voxel_bytes = (int(total) for total in found.sum(axis=0))
+    rows = [(s.n_instances, s.size_bytes, s.voxel_bytes, s.working_bytes) for s in sizes]
+    found = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    instances, source_bytes, voxel_bytes, _ = (int(total) for total in found.sum(axis=0))
     compressed = found[:, 2] > 1.3 * found[:, 1]
     native_mb = float(found[~compressed, 2].sum()) / 1e6
     compressed_mb = float(found[compressed, 2].sum()) / 1e6
     cpu_hours = (native_mb / NATIVE_MB_PER_S + compressed_mb / COMPRESSED_MB_PER_S) / 3600
-    memory = np.array([task_bytes(voxels) for voxels in found[:, 2].tolist() or [0]]) / 1e9
+    memory = np.array([task_bytes(held) for held in found[:, 3].tolist() or [0]]) / 1e9
     if memory.max() > kind.memory_gb:
         wants = f"the largest series wants {memory.max():.1f} GB"
         raise Usage(f"{wants}, and {node} has {kind.memory_gb:g}: name a larger --node")

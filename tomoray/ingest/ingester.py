@@ -11,7 +11,8 @@ from tomoray.assembly.stack import Rules
 from tomoray.catalog import refused_row, stored_row
 from tomoray.errors import Reason, Refused
 from tomoray.ingest.inventory import Inventory, read_heads
-from tomoray.ingest.loader import LoadedScan, RefusedPart, load_dicom, load_volume_files
+from tomoray.ingest.listed import read_listed
+from tomoray.ingest.loader import LoadedScan, RefusedPart, load_decoded, load_dicom, load_volume_files
 from tomoray.ingest.series import BadFile, DicomSeries, Item, ListedSeries, VolumeCase
 from tomoray.privacy.deidentify import Deidentifier
 from tomoray.privacy.pseudonyms import public_root
@@ -31,12 +32,12 @@ class Ingested:
     voxel_bytes: int = 0
 
 
-def task_bytes(voxel_bytes: int) -> int:
-    """Memory that ingesting so many voxels takes at most: a worker, the voxels, what is encoded and under way.
+def task_bytes(working_bytes: int) -> int:
+    """Memory to ask for: a worker, and what the item says that it holds at once.
 
     In steps of 100 MB: Ray keeps a queue, and workers, for every amount that was ever asked for.
     """
-    wanted = WORKER_BYTES + int(1.6 * voxel_bytes)
+    wanted = WORKER_BYTES + working_bytes
     return -(-wanted // _STEP_BYTES) * _STEP_BYTES
 
 
@@ -81,7 +82,13 @@ class Ingester:
             yield from self._load_listed(item)
 
     def _load_listed(self, item: ListedSeries) -> Iterator[LoadedScan | RefusedPart]:
-        heads = read_heads(list(list_source(item.root)))
+        place = public_root(item.root)
+        files = list(list_source(item.root))
+        at_once = read_listed(item.listing, files, read_file, self.deidentifier.pseudonyms)
+        if at_once is not None:
+            yield from load_decoded(*at_once, read_file, self.deidentifier, self.rules, source_uri=place)
+            return
+        heads = read_heads(files)
         with Inventory() as inventory:
             inventory.add_heads(heads.heads)
             inventory.add_items(heads.bad, self.deidentifier.pseudonyms)

@@ -26,13 +26,14 @@ from tomoray.dicom.headers import (
     read_instance,
 )
 from tomoray.dicom.pixels import MAX_FRAME_PIXELS
+from tomoray.dicom.tags import BIG_ENDIAN, DEFLATED
 from tomoray.errors import Reason, Refused
 from tomoray.ingest.series import BadFile, DicomFile, DicomSeries, Identity, Item
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import SourceFile, read_file, read_head
 from tomoray.sources.packed import is_packed, list_packed, packed_root
 
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 class Head(NamedTuple):
@@ -49,6 +50,8 @@ class Head(NamedTuple):
     is_ct: bool  # or may be: it names no SOP class
     draws_on: str | None  # for SEG and RTSTRUCT: the series they refer to, or ""
     voxel_bytes: int
+    file_bytes: int = 0  # held while its planes are decoded, beside them
+    n_labels: int = 0
 
 
 class Heads(NamedTuple):
@@ -68,6 +71,7 @@ class Entry:
     n_instances: int
     size_bytes: int
     voxel_bytes: int
+    working_bytes: int
 
 
 def read_heads(files: Sequence[SourceFile]) -> Heads:
@@ -110,6 +114,8 @@ def head_of(instance: Instance) -> Head:
         is_ct=not instance.sop_class or instance.sop_class in CT_STORAGE,
         draws_on=instance.referenced_series if instance.sop_class in DRAWING_STORAGE else None,
         voxel_bytes=_voxel_bytes(instance),
+        file_bytes=_file_bytes(instance),
+        n_labels=instance.n_drawn,
     )
 
 
@@ -157,7 +163,7 @@ class Inventory:
     def add_items(self, items: Iterable[Item], pseudonyms: Pseudonyms) -> None:
         """Items that are whole already: cases of volume files, listed series, bad files."""
         rows = (_entry_row(item, pseudonyms) for item in items)
-        self._db.executemany("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?)", rows)
+        self._db.executemany("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?)", rows)
 
     def seal(self, pseudonyms: Pseudonyms) -> None:
         """Sort the heads into series. A drawing goes to the CT series it refers to, or stays a series of its own."""
@@ -171,18 +177,20 @@ class Inventory:
         rows = self._db.execute(
             "SELECT * FROM entry WHERE series_id >= ? AND series_id < ? ORDER BY series_id", (like, f"{like}g")
         )
-        for series_id, patient_id, digest, n_instances, size_bytes, voxel_bytes, item in rows:
+        for series_id, patient_id, digest, n_instances, size_bytes, voxel_bytes, working_bytes, item in rows:
             yield Entry(
                 identity=Identity(series_id=series_id, patient_id=patient_id, digest=digest),
                 item=pickle.loads(item),  # noqa: S301 - written by this process
                 n_instances=n_instances,
                 size_bytes=size_bytes,
                 voxel_bytes=voxel_bytes,
+                working_bytes=working_bytes,
             )
 
-    def sizes(self) -> Iterator[tuple[str, str, int, int, int]]:
-        """(series_id, digest, n_instances, size_bytes, voxel_bytes) of every entry, without the items."""
-        yield from self._db.execute("SELECT series_id, digest, n_instances, size_bytes, voxel_bytes FROM entry")
+    def sizes(self) -> Iterator[tuple[str, str, int, int, int, int]]:
+        """(series_id, digest, n_instances, size_bytes, voxel_bytes, working_bytes) of each entry, without the item."""
+        columns = "series_id, digest, n_instances, size_bytes, voxel_bytes, working_bytes"
+        yield from self._db.execute(f"SELECT {columns} FROM entry")  # noqa: S608 - ours
 
     def _series(self) -> Iterator[DicomSeries]:
         """Drawings on no CT that is there belong to the series that they say, as any other file."""
@@ -219,7 +227,7 @@ def _read_header(file: SourceFile) -> Instance | None:
     known = file.size_bytes >= 0
     head = read_head(file.root, file.key, min(HEAD_BYTES, file.size_bytes)) if known else read_file(file.root, file.key)
     size_bytes = file.size_bytes if known else len(head)
-    if not looks_like_dicom(head) and not file.key.lower().endswith(_DICOM_SUFFIXES):
+    if not looks_like_dicom(head) and not file.key.lower().endswith(DICOM_SUFFIXES):
         return None
     instance = read_instance(head, root=file.root, key=file.key, size_bytes=size_bytes)
     if instance is None:
@@ -239,6 +247,15 @@ def _voxel_bytes(instance: Instance) -> int:
     return 2 * n_pixels * len(instance.planes)
 
 
+def _file_bytes(instance: Instance) -> int:
+    """A file, and a quarter for its parts; a second time where it is decoded by way of pydicom, inflated if need be."""
+    if not _voxel_bytes(instance):
+        return 0
+    if instance.transfer_syntax == DEFLATED:
+        return instance.size_bytes + 2 * _voxel_bytes(instance)
+    return 2 * instance.size_bytes if instance.transfer_syntax == BIG_ENDIAN else 5 * instance.size_bytes // 4
+
+
 def _series(heads: Sequence[Head], drawings: Sequence[Head]) -> DicomSeries:
     first = heads[0]
     return DicomSeries(
@@ -248,6 +265,8 @@ def _series(heads: Sequence[Head], drawings: Sequence[Head]) -> DicomSeries:
         files=tuple(_file(head) for head in heads),
         drawings=tuple(_file(head) for head in drawings),
         voxel_bytes=sum(head.voxel_bytes for head in heads) if any(head.is_ct for head in heads) else 0,
+        file_bytes=max(head.file_bytes for head in heads),
+        n_labels=sum(head.n_labels for head in drawings),
         is_ct=any(head.is_ct for head in heads),
     )
 
@@ -258,7 +277,7 @@ def _file(head: Head) -> DicomFile:
 
 def _entry_row(item: Item, pseudonyms: Pseudonyms) -> tuple[object, ...]:
     identity = item.identify(pseudonyms)
-    sizes = (item.n_instances, item.size_bytes, item.voxel_bytes)
+    sizes = (item.n_instances, item.size_bytes, item.voxel_bytes, item.working_bytes)
     return (identity.series_id, identity.patient_id, identity.digest, *sizes, pickle.dumps(item))
 
 
@@ -280,7 +299,7 @@ PRAGMA temp_store = FILE;
 CREATE TABLE head (series_uid BLOB, folder BLOB, place BLOB, draws_on BLOB, is_ct INTEGER, head BLOB);
 CREATE TABLE entry (
     series_id TEXT PRIMARY KEY, patient_id TEXT, digest TEXT, n_instances INTEGER, size_bytes INTEGER,
-    voxel_bytes INTEGER, item BLOB
+    voxel_bytes INTEGER, working_bytes INTEGER, item BLOB
 );
 """
 _INDEXES = """

@@ -14,9 +14,10 @@ from types import ModuleType
 from pydicom import Dataset
 
 from tomoray import nifti, nrrd
+from tomoray.assembly.interleaved import check_alternation
 from tomoray.assembly.scans import assemble
 from tomoray.assembly.stack import Rules, Stack
-from tomoray.dicom.headers import Instance, NotDicomError, read_dataset
+from tomoray.dicom.headers import NotDicomError, read_dataset
 from tomoray.errors import Reason, Refused
 from tomoray.ingest.drawings import Drawing, draw, read_drawings
 from tomoray.ingest.planes import DecodedSeries, Read, decode_series, take_stack
@@ -77,6 +78,22 @@ def load_dicom(
     except Refused as refusal:
         yield RefusedPart(item=series, refusal=refusal, n_instances=len(series.files), source_uri=source_uri)
         return
+    yield from load_decoded(
+        series, decoded, read, deidentifier, rules, source_uri=source_uri, keep_headers=keep_headers
+    )
+
+
+def load_decoded(
+    series: DicomSeries,
+    decoded: DecodedSeries,
+    read: Read,
+    deidentifier: Deidentifier,
+    rules: Rules,
+    *,
+    source_uri: str = "",
+    keep_headers: bool = False,
+) -> Iterator[LoadedScan | RefusedPart]:
+    """As `load_dicom`, of files that were read and decoded; `read` is for what was drawn on them."""
     stacks, rejected = assemble(decoded.instances, rules, decoded.same_pixels)
 
     def refused(part: str, refusal: Refused, n_instances: int, header: _Header) -> RefusedPart:
@@ -90,13 +107,14 @@ def load_dicom(
         )
 
     for each in rejected:
-        header = _read_header(decoded.instances[each.instances[0]], read, deidentifier, source_uri)
+        header = _read_header(decoded, each.instances[0], read, deidentifier, source_uri)
         yield refused(each.part, each.refusal, len(each.instances) if series.is_ct else series.n_instances, header)
     drawings = read_drawings(series.drawings, read) if stacks else []
     n_scans = 0
     for n, stack in enumerate(stacks):
-        header = _read_header(decoded.instances[stack.planes[0].instance], read, deidentifier, source_uri)
+        header = _read_header(decoded, stack.planes[0].instance, read, deidentifier, source_uri)
         unfit = decoded.refusal_of(stack) or header.refusal
+        unfit = unfit or check_alternation([decoded.planes[ref] for ref in stack.planes])
         if unfit is not None:
             yield refused(stack.part, unfit, len({ref.instance for ref in (*stack.planes, *stack.dropped)}), header)
             continue
@@ -171,9 +189,13 @@ class _Header:
     refusal: Refused | None
 
 
-def _read_header(instance: Instance, read: Read, deidentifier: Deidentifier, source_uri: str) -> _Header:
+def _read_header(
+    decoded: DecodedSeries, number: int, read: Read, deidentifier: Deidentifier, source_uri: str
+) -> _Header:
+    """The header of one instance: as it was kept, else read again."""
+    instance, head = decoded.instances[number], decoded.heads[number]
     try:
-        dataset = read_dataset(read(instance.root, instance.key), pixels=False)
+        dataset = read_dataset(read(instance.root, instance.key) if head is None else head, pixels=False)
     except (NotDicomError, Refused) as error:  # then nothing is known of the names in it
         return _Header(
             described=deidentifier.describe(Dataset()),
@@ -181,10 +203,9 @@ def _read_header(instance: Instance, read: Read, deidentifier: Deidentifier, sou
             identifiers=frozenset(),
             refusal=Refused(Reason.UNREADABLE, f"a header cannot be read whole ({type(error).__name__})"),
         )
-    described = deidentifier.describe(dataset)
+    described, names = deidentifier.examine(dataset)
     if deidentifier.config.keep_identifiers:
         return _Header(described=described, source_uri=source_uri, identifiers=None, refusal=None)
-    names = identifiers(dataset)
     suspect = burned_in_suspect(dataset)
     return _Header(
         described=described,

@@ -27,6 +27,7 @@ from tomoray.volume import Image
 
 Read = Callable[[str, str], bytes]  # (root, key) -> the file's bytes
 
+_KEPT_HEAD_BYTES = 2**25  # of a series; its headers are a few KB each
 _READ_AHEAD = 8  # files; hides the latency of a remote source
 
 
@@ -40,6 +41,14 @@ class DecodedSeries:
     errors: dict[PlaneRef, Refused] = field(default_factory=dict)
     padded: dict[PlaneRef, int] = field(default_factory=dict)
     headers: list[Dataset] = field(default_factory=list)
+    heads: list[bytes | None] = field(default_factory=list)  # of each file what comes before its pixels, while few
+    head_bytes: int = 0
+
+    def keep_head(self, data: bytes, pixels_offset: int | None) -> None:
+        """Keep what comes before the pixels, so that a part's first header need not be read again."""
+        kept = pixels_offset is not None and self.head_bytes + pixels_offset <= _KEPT_HEAD_BYTES
+        self.heads.append(data[:pixels_offset] if kept else None)
+        self.head_bytes += len(self.heads[-1] or b"")
 
     def same_pixels(self, a: PlaneRef, b: PlaneRef) -> bool:
         """True where both planes were decoded, to the same HU."""
@@ -77,6 +86,7 @@ def decode_series(series: DicomSeries, read: Read, *, keep_headers: bool) -> Dec
         n = len(decoded.instances)
         decoded.instances.append(instance)
         decoded.digests.append(hashlib.sha256(data).hexdigest())
+        decoded.keep_head(data, instance.pixels.offset)
         if keep_headers:
             decoded.headers.append(read_dataset(data, pixels=False))
         if not (instance.sop_class in CT_STORAGE and instance.rows and instance.columns):
@@ -121,7 +131,11 @@ def _header(file: DicomFile, data: bytes, series: DicomSeries) -> Instance:
         instance = read_instance(data, root=file.root, key=file.key, size_bytes=len(data))
     except NotDicomError as error:
         raise Refused(Reason.UNREADABLE, f"an instance cannot be read: {error}") from error
-    if instance is None or (instance.series_uid, instance.sop_uid) != (series.series_uid, file.sop_uid):
+    if (
+        instance is None
+        or instance.series_uid != series.series_uid
+        or file.sop_uid not in (None, instance.sop_uid)  # None: not read before
+    ):
         raise Refused(Reason.UNREADABLE, "an instance changed while it was read; run the command again")
     return instance
 

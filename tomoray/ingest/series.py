@@ -12,14 +12,22 @@ from tomoray.errors import Refused
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.sources import SeriesListing, SourceFile
 
+VOXELS_AND_CODE = 1.6  # what storing voxels takes at most, in times of their bytes: they, and what is encoded of them
+_UNCOUNTED = 1000  # slices of a series whose source does not count them; more than all but one in a thousand have
+_SLICE_BYTES = 512 * 512 * 2
+
 
 class DicomFile(NamedTuple):
-    """One DICOM file of a series."""
+    """One DICOM file of a series.
+
+    Attributes:
+        sop_uid: None where the file was not read yet.
+    """
 
     root: str
     key: str
     size_bytes: int
-    sop_uid: str
+    sop_uid: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +49,8 @@ class DicomSeries:
 
     Attributes:
         voxel_bytes: of its images as int16, by their headers.
+        file_bytes: what the largest file takes while its planes are decoded, beside them.
+        n_labels: that its drawings describe.
         is_ct: some of it may be CT; of any other series, no more than one file need be read.
     """
 
@@ -50,6 +60,8 @@ class DicomSeries:
     files: tuple[DicomFile, ...]
     drawings: tuple[DicomFile, ...] = ()
     voxel_bytes: int = 0
+    file_bytes: int = 0
+    n_labels: int = 0
     is_ct: bool = True
 
     @property
@@ -66,6 +78,12 @@ class DicomSeries:
     def size_bytes(self) -> int:
         """Of all files."""
         return sum(file.size_bytes for file in (*self.files, *self.drawings))
+
+    @property
+    def working_bytes(self) -> int:
+        """Held at once at most: voxels with a file, or with what is encoded; a mask a label; drawings, as parsed."""
+        scan = max(int(VOXELS_AND_CODE * self.voxel_bytes), self.voxel_bytes + self.file_bytes)
+        return scan + self.n_labels * self.voxel_bytes // 2 + 3 * sum(file.size_bytes for file in self.drawings)
 
     def identify(self, pseudonyms: Pseudonyms) -> Identity:
         """By UIDs, and by what the files are."""
@@ -101,7 +119,18 @@ class ListedSeries:
         """The files themselves where they are not compressed; else at the 512 x 512 voxels of nearly every CT."""
         if self.listing.native and self.listing.size_bytes:
             return self.listing.size_bytes
-        return max(self.listing.n_instances * 512 * 512 * 2, self.listing.size_bytes)
+        return max(self.listing.n_instances * _SLICE_BYTES, self.listing.size_bytes)
+
+    @property
+    def working_bytes(self) -> int:
+        """As of a `DicomSeries`, by the listing: files of one size, and a thousand where it does not count them."""
+        listing = self.listing
+        n_files = listing.n_instances or _UNCOUNTED
+        file_bytes = listing.size_bytes // n_files
+        voxel_bytes = self.voxel_bytes or n_files * _SLICE_BYTES
+        if not listing.native and file_bytes > _SLICE_BYTES:  # multi-frame; CT is compressed to a third
+            voxel_bytes = max(voxel_bytes, 3 * listing.size_bytes)
+        return max(int(VOXELS_AND_CODE * voxel_bytes), voxel_bytes + 5 * file_bytes // 4)
 
     def identify(self, pseudonyms: Pseudonyms) -> Identity:
         """By the listing alone."""
@@ -127,6 +156,11 @@ class VolumeCase:
         """A guess: the files are compressed, and masks by far the most."""
         return 4 * self.size_bytes
 
+    @property
+    def working_bytes(self) -> int:
+        """As of a `DicomSeries`."""
+        return int(VOXELS_AND_CODE * self.voxel_bytes) + len(self.labels) * self.voxel_bytes // 2
+
     def identify(self, pseudonyms: Pseudonyms) -> Identity:
         """By the case's name, which is taken for a patient."""
         labels = sorted(f"{name} {size}" for name, _, size in self.labels)
@@ -146,6 +180,7 @@ class BadFile:
 
     n_instances = 1
     voxel_bytes = 0
+    working_bytes = 0
 
     @property
     def root(self) -> str:

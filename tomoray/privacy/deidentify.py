@@ -109,6 +109,10 @@ class Deidentifier:
         Any header will do: what cannot be read is removed. Of an enhanced multi-frame object the first functional
         groups speak for the series.
         """
+        return self.examine(dataset)[0]
+
+    def examine(self, dataset: Dataset) -> tuple[Deidentified, frozenset[str]]:
+        """As `describe`, and what in the header names somebody (`identifiers`), found on the same walk."""
         with quiet_pydicom():
             elements = list(walk(dataset))
             options = self._options
@@ -125,7 +129,7 @@ class Deidentifier:
                 counts[code] += 1
                 tags[code].add(element.tag)
         sex = _text(attributes, "PatientSex")
-        return Deidentified(
+        described = Deidentified(
             attributes=dict(sorted((attributes | self._conformance()).items())),
             manufacturer=vocabulary.manufacturer(_text(attributes, "Manufacturer") or ""),
             model=_text(attributes, "ManufacturerModelName"),
@@ -143,6 +147,7 @@ class Deidentifier:
                 },
             ),
         )
+        return described, context.identifiers
 
     def shift_days(self, dataset: Dataset) -> int | None:
         """How many whole days back the dates of this patient move, 1 to 3650.
