@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tomoray.tasks.classification import Classification
+from tomoray.tasks.denoising import Denoising
+from tomoray.tasks.detection import Detection
+from tomoray.tasks.generation import Generation
+from tomoray.tasks.pretraining import Pretraining
 from tomoray.tasks.segmentation import Segmentation
 from tomoray.tasks.task import Task
 from tomoray.training.config import TrainConfig
@@ -25,5 +29,9 @@ def make_task(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Task:
     choices: dict[str, Callable[[], Task]] = {
         "segmentation": lambda: Segmentation(config),
         "classification": lambda: Classification(config, rows),
+        "detection": lambda: Detection(config),
+        "denoising": lambda: Denoising(config),
+        "generation": lambda: Generation(config),
+        "pretraining": lambda: Pretraining(config),
     }
     return choices[config.task]()

@@ -65,6 +65,9 @@ class DetectionConfig(Config):
             each further level tries them twice as large.
         levels: of the feature pyramid, from a quarter of the resolution down.
         channels: of the backbone's first stage and of the pyramid; a multiple of 8.
+        crop_zyx: networks learn from a part of each patch of this size, cut at random; None: from the whole patch. A
+            patch that is drawn for a lesion has it in the middle, and what a network learns from such patches alone is
+            that lesions lie in the middle.
         min_score: boxes below it are dropped.
         merge_iou: of two boxes that share more, the one with the lower score is dropped.
         hit_iou: a box that shares at least this with a lesion's has found it (Baumgartner et al., MICCAI 2021).
@@ -74,6 +77,7 @@ class DetectionConfig(Config):
     anchors_zyx: Annotated[list[AnchorZyx], Field(min_length=1)] = [(6, 6, 6), (8, 8, 8)]
     levels: Annotated[int, Field(ge=1, le=3)] = 2
     channels: Annotated[int, Field(gt=0, multiple_of=8)] = 32
+    crop_zyx: tuple[Positive, Positive, Positive] | None = None
     min_score: Fraction = 0.05
     merge_iou: Fraction = 0.2
     hit_iou: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -88,6 +92,7 @@ class DenoisingConfig(Config):
         noise_hu: standard deviation of the noise at full dose; at a share d of it there is sqrt(1 / d - 1) times as
             much on top.
         l1_weight: of the mean absolute difference, beside the discriminator's word.
+        generator: channels of the U-Net's levels, three or more, from full resolution down.
         channels: of the discriminator's first layer.
         windows: patches of a scan that are scored, evenly spread.
     """
@@ -95,6 +100,7 @@ class DenoisingConfig(Config):
     dose: Annotated[float, Field(gt=0, lt=1)] = 0.25
     noise_hu: Annotated[float, Field(gt=0)] = 20.0
     l1_weight: Annotated[float, Field(ge=0)] = 100.0
+    generator: Annotated[list[Positive], Field(min_length=3)] = [16, 32, 64]
     channels: Positive = 16
     windows: Positive = 16
 

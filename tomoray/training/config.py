@@ -20,7 +20,7 @@ from tomoray.tasks.config import (
 
 TaskName = Literal["segmentation", "classification", "detection", "denoising", "generation", "pretraining"]
 _NEED_LABELS = {"segmentation", "detection"}
-_USE_NETWORK = {"segmentation", "denoising", "pretraining"}  # the others have networks of their own
+_USE_NETWORK = {"segmentation", "pretraining"}  # the others have networks of their own
 
 
 class NetworkConfig(Config):
@@ -182,10 +182,18 @@ class TrainConfig(Config):
             least = {"densenet121": 32, "small": 16}[self.classification.network]
             if min(sides) < least:
                 raise ValueError(f"patch_zyx {self.patch_zyx}: {self.classification.network} wants {least} or more")
-        if self.task in {"detection", "generation"}:
-            multiple = 4 * 2 ** (self.detection or DetectionConfig()).levels if self.task == "detection" else 8
-            if any(side % multiple for side in self.patch_zyx):
-                raise ValueError(f"patch_zyx {self.patch_zyx}: {self.task} wants multiples of {multiple}")
+        multiple = {
+            "detection": 4 * 2 ** (self.detection or DetectionConfig()).levels,
+            "denoising": max(8, 2 ** (len((self.denoising or DenoisingConfig()).generator) - 1)),
+            "generation": 8,
+        }.get(self.task, 1)
+        if any(side % multiple for side in self.patch_zyx):
+            raise ValueError(f"patch_zyx {self.patch_zyx}: {self.task} wants multiples of {multiple}")
+        crop_zyx = self.detection.crop_zyx if self.detection is not None else None
+        if crop_zyx is not None and any(
+            part % multiple or part > side for part, side in zip(crop_zyx, self.patch_zyx, strict=True)
+        ):
+            raise ValueError(f"detection.crop_zyx {crop_zyx}: wanted multiples of {multiple} within {self.patch_zyx}")
         if self.task == "pretraining":
             block_zyx = (self.pretraining or PretrainingConfig()).block_zyx
             if any(side % block for side, block in zip(self.patch_zyx, block_zyx, strict=True)):
