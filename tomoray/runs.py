@@ -208,17 +208,6 @@ def catalog_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _versions() -> dict[str, Any]:
-    return {
-        "code_version": __version__,
-        "environment": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{name: version(name) for name in ("torch", "monai", "ray", "numpy", "tensorstore")},
-        },
-    }
-
-
 def model_digest(runs: Sequence[Run]) -> str:
     """What names the model that several runs are together, in whatever order; of a single run its own digest."""
     if len(runs) == 1:
@@ -261,6 +250,17 @@ def select_scans(
             f"train with a larger share in split"
         )
     return chosen
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "code_version": __version__,
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{name: version(name) for name in ("torch", "monai", "ray", "numpy", "tensorstore")},
+        },
+    }
 
 
 def _split(parts: Mapping[str, Any]) -> Split:

@@ -1,23 +1,30 @@
-"""A small, right CT series as DICOM bytes, for tests that break it in one way each."""
+"""A small, right CT series as DICOM bytes, for tests that break it in one way each; and training on tiny archives."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from tomoray.archive import Archive
 from tomoray.assembly.stack import Rules
+from tomoray.config import Layout
 from tomoray.dicom.headers import Instance, read_instance
+from tomoray.geometry import Geometry
 from tomoray.ingest.inventory import group_dicom, head_of
 from tomoray.ingest.loader import LoadedScan, RefusedPart, load_dicom
+from tomoray.patches import PatchStream
 from tomoray.privacy.deidentify import Deidentifier
 from tomoray.privacy.pseudonyms import Pseudonyms
+from tomoray.volume import ScanInfo, ScanUids, Volume
 
 KEY = b"a key for tests only, of no worth"
 NAMES = Pseudonyms(KEY)
@@ -105,3 +112,63 @@ def _as_file(dataset: Dataset) -> bytes:
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+@pytest.fixture
+def tiny_archive(tmp_path):
+    """`tiny_archive({scan_id: (image_zyx in HU, masks)})`: an archive with one scan of each, voxels of 1 mm."""
+
+    def write(volumes):
+        archive = Archive.create(str(tmp_path / "archive"), Layout(chunk_zyx=(16,) * 3, shard_zyx=(32,) * 3, levels=1))
+        uids = ScanUids(study="2.25.1", series="2.25.2", frame_of_reference="2.25.3", instances=("2.25.4",))
+        for scan_id, (image, masks) in volumes.items():
+            info = ScanInfo(
+                scan_id=scan_id,
+                series_id=scan_id,
+                patient_id=scan_id,
+                source_uri="memory",
+                n_instances=1,
+                instances_sha256="1" * 64,
+                input_sha256="2" * 64,
+                uids=uids,
+            )
+            geometry = Geometry.from_matrix(image.shape, np.eye(4))
+            hu = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+            archive.write_scan(Volume(image_zyx=hu, geometry=geometry, info=info, labels=masks))
+        return archive
+
+    return write
+
+
+@pytest.fixture
+def train_task():
+    """`train_task(task, config, archive, scan_ids, steps)`: networks in `eval` mode, and the losses of the last one.
+
+    A plain loop, without workers or checkpoints.
+    """
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny networks are faster so
+
+    def train(task, config, archive, scan_ids, steps):
+        torch.manual_seed(config.seed)
+        networks = task.build_networks()
+        optimizers = {
+            name: torch.optim.Adam((p for p in network.parameters() if p.requires_grad), config.learning_rate)
+            for name, network in networks.items()
+        }
+        losses = []
+        for batch in islice(PatchStream(archive, scan_ids, config), steps):
+            for name, optimizer in optimizers.items():
+                for network in networks.values():
+                    network.zero_grad()
+                loss = task.loss(networks, batch, name)
+                loss.backward()
+                optimizer.step()
+            losses.append(float(loss.detach()))
+        for network in networks.values():
+            network.eval()
+        return networks, losses
+
+    yield train
+    torch.set_num_threads(threads)

@@ -10,6 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tomoray.config import Config, Fraction, Positive, Url
+from tomoray.tasks.config import (
+    ClassificationConfig,
+    DenoisingConfig,
+    DetectionConfig,
+    GenerationConfig,
+    PretrainingConfig,
+)
+
+TaskName = Literal["segmentation", "classification", "detection", "denoising", "generation", "pretraining"]
+_NEED_LABELS = {"segmentation", "detection"}
+_USE_NETWORK = {"segmentation", "pretraining"}  # the others have networks of their own
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -257,13 +268,35 @@ class OptimizerConfig(Config):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
+class TransferConfig(Config):
+    """Where a training starts from, instead of random weights.
+
+    Attributes:
+        url: a run, a checkpoint (`….pt`), or a MONAI bundle (a folder or zip with `models/model.pt`); a path or S3.
+        network: which of the run's networks; None: the only one, or the one of the same name.
+        prefix: what stands before every name there and is dropped, such as `module.`.
+        rename: beginnings of names there to beginnings of names here.
+        leave: weights of ours whose names begin so stay random, though some there would fit.
+        freeze: weights of ours whose names begin so are not trained.
+        at_least: share of our weights (numbers, not tensors) that must be found, or it is an error.
+    """
+
+    url: Annotated[str, Field(min_length=1)]
+    network: str | None = None
+    prefix: str = ""
+    rename: dict[str, str] = {}
+    leave: list[str] = []
+    freeze: list[str] = []
+    at_least: Fraction = 0.0
+
+
 class TrainConfig(Config):
     """`jobs.train`: archive -> run. `archive` and `out` may come from the command line.
 
     Attributes:
-        task: what is learned (docs/training.md).
+        task: what is learned (docs/tasks.md).
         labels: names of archive labels; their order gives the classes 1, 2, …, and where masks overlap the later
-            label wins.
+            label wins. Empty where a task wants no masks.
         contains: labels whose masks hold others whole, such as `lungs: [nodules]`; a predicted mask of lungs is then
             the voxels of both classes.
         spacing_zyx_mm: every patch and scan is resampled to this grid; None keeps each scan's own.
@@ -281,14 +314,17 @@ class TrainConfig(Config):
         workers: processes that train together, or the fewest and the most of them: as many as there is room for.
         cpus: threads of each worker.
         mirror_when_predicting: average the predictions of all eight mirror images of a window, at eight times the work.
+        classification: settings of that task, as are `detection`, `denoising`, `generation` and `pretraining`; a
+            section of another task than `task` is an error.
+        start_from: weights to begin with, instead of random ones.
         gpu: None uses a GPU per worker where the cluster has that many.
         node: a kind of machine of the price table, by which the cost so far is reckoned; None: seconds only.
     """
 
     archive: Url | None = None
     out: Url | None = None
-    task: Literal["segmentation"] = "segmentation"
-    labels: Annotated[list[str], Field(min_length=1)]
+    task: TaskName = "segmentation"
+    labels: list[str] = []
     contains: dict[str, list[str]] = {}
     spacing_zyx_mm: tuple[float, float, float] | None = None
     patch_zyx: tuple[Positive, Positive, Positive] = (64, 64, 64)
@@ -299,6 +335,12 @@ class TrainConfig(Config):
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    classification: ClassificationConfig | None = None
+    detection: DetectionConfig | None = None
+    denoising: DenoisingConfig | None = None
+    generation: GenerationConfig | None = None
+    pretraining: PretrainingConfig | None = None
+    start_from: TransferConfig | None = None
     split: SplitConfig = SplitConfig()
     batch_size: Annotated[int, Field(gt=0, description="patches per step, over all workers")] = 2
     steps: Positive = 1000
@@ -334,7 +376,49 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _settings_are_the_task_s(self) -> TrainConfig:
+        for name in ("classification", "detection", "denoising", "generation", "pretraining"):
+            if name != self.task and getattr(self, name) is not None:
+                raise ValueError(f"settings of {name}, but the task is {self.task}; remove them, or set task: {name}")
+        if self.task in _NEED_LABELS and not self.labels:
+            raise ValueError(f"labels names none; {self.task} wants one label of the archive or more")
+        if self.task == "classification":
+            if self.classification is None:
+                raise ValueError("classification wants a section of that name that says what the classes are")
+            label = self.classification.label
+            if label is not None and label not in self.labels:
+                raise ValueError(f"classification by label {label!r}, which is not among labels {self.labels}")
+        return self
+
+    @model_validator(mode="after")
+    def _patches_fit_the_task(self) -> TrainConfig:
+        if self.classification is not None:
+            sides = self.patch_zyx[1:] if self.patch_zyx[0] == 1 else self.patch_zyx
+            least = {"densenet121": 32, "small": 16}[self.classification.network]
+            if min(sides) < least:
+                raise ValueError(f"patch_zyx {self.patch_zyx}: {self.classification.network} wants {least} or more")
+        multiple = {
+            "detection": 4 * 2 ** (self.detection or DetectionConfig()).levels,
+            "denoising": max(8, 2 ** (len((self.denoising or DenoisingConfig()).generator) - 1)),
+            "generation": 8,
+        }.get(self.task, 1)
+        if any(side % multiple for side in self.patch_zyx):
+            raise ValueError(f"patch_zyx {self.patch_zyx}: {self.task} wants multiples of {multiple}")
+        crop_zyx = self.detection.crop_zyx if self.detection is not None else None
+        if crop_zyx is not None and any(
+            part % multiple or part > side for part, side in zip(crop_zyx, self.patch_zyx, strict=True)
+        ):
+            raise ValueError(f"detection.crop_zyx {crop_zyx}: wanted multiples of {multiple} within {self.patch_zyx}")
+        if self.task == "pretraining":
+            block_zyx = (self.pretraining or PretrainingConfig()).block_zyx
+            if any(side % block for side, block in zip(self.patch_zyx, block_zyx, strict=True)):
+                raise ValueError(f"patch_zyx {self.patch_zyx} is not a multiple of pretraining.block_zyx {block_zyx}")
+        return self
+
+    @model_validator(mode="after")
     def _network_halves_patches_evenly(self) -> TrainConfig:
+        if self.task not in _USE_NETWORK:
+            return self
         multiples = self.network.patch_multiple_zyx
         if any(side % multiple for side, multiple in zip(self.patch_zyx, multiples, strict=True)):
             wanted = f"multiples of {multiples[1]}" + (" along y and x" if self.network.slicewise else "")
