@@ -45,7 +45,7 @@ def watched(result: Result) -> RenderableType:
 
 def rows(result: Result) -> RenderableType:
     """A table of catalog rows."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in result["columns"]:  # an identifier that is cut short cannot be handed to `tomoray explain`
         width = max((len(_cell(row[name])) for row in result["rows"]), default=0) if name.endswith("_id") else None
         table.add_column(escape(name), min_width=width)
