@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -27,8 +28,9 @@ def plan(result: Result, archive: str) -> RenderableType:
     table.add_row("time", f"{result['hours']:,.2f} h ({result['node_hours']:,.1f} node-hours)")
     table.add_row("compute", f"${dollars['on_demand']:,.2f} on demand, ${dollars['spot']:,.2f} on spot machines")
     table.add_row("requests", f"${dollars['requests']:,.2f}")
+    spot = f"; spot prices {assumes['spot_prices']}" if assumes["spot_prices"] else ""
     note = (
-        f"Prices of {assumes['prices']}. Rates of one vCPU: {assumes['native_mb_per_s']:.0f} MB/s of voxels from "
+        f"Prices of {assumes['prices']}{spot}. Rates of one vCPU: {assumes['native_mb_per_s']:.0f} MB/s of voxels from "
         f"native DICOM, {assumes['compressed_mb_per_s']:.0f} from compressed. Nothing was changed."
     )
     return Group(table, Text(note, style="dim"), Text(f"Next: tomoray preprocess SOURCE {archive}", style="dim"))
@@ -43,7 +45,7 @@ def watched(result: Result) -> RenderableType:
 
 def rows(result: Result) -> RenderableType:
     """A table of catalog rows."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in result["columns"]:  # an identifier that is cut short cannot be handed to `tomoray explain`
         width = max((len(_cell(row[name])) for row in result["rows"]), default=0) if name.endswith("_id") else None
         table.add_column(escape(name), min_width=width)

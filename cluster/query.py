@@ -28,8 +28,6 @@ SHOWN = (
     "spacing_zyx_mm",
     "manufacturer",
     "kernel",
-    "sex",
-    "age_years",
 )
 
 

@@ -10,6 +10,7 @@ from ray import serve
 
 from serving.gateway import Gateway
 from serving.model import SegmentModel, served_model
+from tomoray import settings
 from tomoray.config import ServeConfig
 from tomoray.errors import Fatal
 from tomoray.runs import Run, open_run
@@ -31,10 +32,11 @@ def app(config: ServeConfig) -> serve.Application:
     run.read_model()  # damage is told here in one line; a replica could only fail to start
     model = served_model(_model_name(run), run)
     resources = _replica_resources(config)
-    segment_model = model_deployment.options(num_replicas=config.replicas, ray_actor_options=resources).bind(
+    own = {"runtime_env": {"env_vars": settings.serving_environment()}}
+    segment_model = model_deployment.options(num_replicas=config.replicas, ray_actor_options={**resources, **own}).bind(
         run.store.url, model, "cuda" if resources["num_gpus"] else "cpu"
     )
-    return gateway_deployment.bind(
+    return gateway_deployment.options(ray_actor_options={"num_cpus": 0, **own}).bind(
         [model], {model.name: segment_model}, _archives(config, run), config.max_body_mb * 1_000_000
     )
 

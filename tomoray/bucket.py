@@ -50,8 +50,10 @@ class Bucket:
 
     @property
     def reader(self) -> S3Store:
-        """A patient client: rides out three minutes of trouble, with pauses of up to 15 seconds."""
-        return _client(self.name, self.account, settings.s3(), timeout_s=120, retries=_NO_LIMIT, retry_for_s=180)
+        """A patient client: rides out three minutes of trouble unless told otherwise, with pauses of up to 15 s."""
+        s3 = settings.s3()
+        timeout_s = min(120, s3.patience_s)
+        return _client(self.name, self.account, s3, timeout_s=timeout_s, retries=_NO_LIMIT, retry_for_s=s3.patience_s)
 
     @property
     def writer(self) -> S3Store:
@@ -137,7 +139,7 @@ def _client(
         client_options={
             "allow_http": True,
             "connect_timeout": "3s",
-            "read_timeout": f"{timeout_s // 2}s",  # so that a server that fell silent is asked again in time
+            "read_timeout": f"{max(1, timeout_s // 2)}s",  # so that a server that fell silent is asked again in time
             "timeout": f"{timeout_s}s",
         },
         retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=retry_for_s)},

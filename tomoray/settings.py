@@ -12,24 +12,45 @@ from tomoray.errors import Usage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class S3Settings:
-    """Where S3 is and who asks, from the usual AWS variables; None leaves the clients' own defaults."""
+    """Where S3 is and who asks, from the usual AWS variables; None leaves the clients' own defaults.
+
+    Attributes:
+        patience_s: how long a request is tried again, where the server does not answer or is busy.
+    """
 
     endpoint_url: str | None
     region: str
     access_key_id: str | None
     secret_access_key: str | None = field(repr=False)
     session_token: str | None = field(repr=False)
+    patience_s: int = 180
 
 
 def s3() -> S3Settings:
-    """Read `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION` and the `AWS_…KEY…` variables."""
+    """Read `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`, the `AWS_…KEY…` variables, `TOMORAY_S3_PATIENCE`.
+
+    Raises:
+        Usage: the patience is no number of seconds from 1 on.
+    """
+    patience = os.environ.get("TOMORAY_S3_PATIENCE") or "180"
+    if not patience.isascii() or not patience.isdecimal() or not int(patience):
+        raise Usage(f"TOMORAY_S3_PATIENCE is {patience!r}; wanted whole seconds, 1 or more")
     return S3Settings(
         endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
         access_key_id=os.environ.get("AWS_ACCESS_KEY_ID"),
         secret_access_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
         session_token=os.environ.get("AWS_SESSION_TOKEN"),
+        patience_s=int(patience),
     )
+
+
+def serving_environment() -> dict[str, str]:
+    """Variables of a process that serves: somebody waits, so a bucket that is gone is told of in ten seconds.
+
+    What the environment says already stays.
+    """
+    return {"TOMORAY_S3_PATIENCE": os.environ.get("TOMORAY_S3_PATIENCE") or "10"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 from pyarrow import fs
 
+from tomoray import settings
 from tomoray.bucket import Bucket, other_trouble
 from tomoray.errors import Fatal, TomoRayError, Transient, Usage
 
@@ -241,9 +242,9 @@ def open_store(url: str) -> Store:
 
 
 def _pauses_s(started: float) -> Iterator[float]:
-    """Ever longer pauses, until a minute is over. What obstore has given up by itself took longer."""
-    pause_s = 0.1
-    while time.monotonic() < started + 60:
+    """Ever longer pauses, until a minute is over, or all patience. What obstore has given up by itself took longer."""
+    pause_s, patience_s = 0.1, settings.s3().patience_s
+    while time.monotonic() + pause_s < started + min(60, patience_s):
         yield pause_s
         pause_s = min(2 * pause_s, 5.0)
 

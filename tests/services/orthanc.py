@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import random
+import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+_s3_server = runpy.run_path(str(Path(__file__).parent / "s3_server.py"))
 USER, PASSWORD = "reader", "of-tests-only"
 PLUGINS = (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc"))
 INSTALL = "apt-get install --no-install-recommends orthanc orthanc-dicomweb"
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("port", type=int, nargs="?", default=0)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    port, folder = arguments.port or free_port(), arguments.folder.resolve()
+    port, folder = arguments.port or _s3_server["free_port"](), arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "orthanc.json"
     config.write_text(json.dumps(settings(folder, port)))
@@ -85,15 +85,6 @@ def settings(folder: Path, port: int) -> dict[str, object]:
         "LimitFindResults": 3,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Ssl": False},
     }
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    while True:
-        port = random.randrange(20000, 30000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, within_s: float = 60) -> None:

@@ -64,7 +64,9 @@ def test_identifiers_are_shown_whole_in_a_narrow_terminal(archive, capsys, monke
     monkeypatch.setenv("COLUMNS", "100")
     [row] = answer(capsys, "catalog", archive.url, "--where", "status='stored'")["rows"]
     assert cli.main(["catalog", archive.url, "--where", "status='stored'"]) == 0
-    assert row["series_id"] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert row["series_id"] in said
+    assert max(map(len, said.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

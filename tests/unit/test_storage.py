@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tomoray import settings
 from tomoray.errors import Fatal, Transient, Usage
 from tomoray.storage import ObjectInfo, open_store
 
@@ -154,6 +155,26 @@ def test_a_busy_bucket_is_asked_until_it_answers(monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         open_store("s3://b").write("a", b"bytes")
     assert asked == ["PUT /b/a"] * 13
+
+
+def test_patience_with_a_busy_bucket_can_be_short(monkeypatch):
+    with answering((503, b"<Error><Code>SlowDown</Code></Error>")) as (url, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("TOMORAY_S3_PATIENCE", "1")
+        with pytest.raises(Transient, match="try again"):
+            open_store("s3://b").read("a")
+    assert asked
+    monkeypatch.setenv("TOMORAY_S3_PATIENCE", "soon")
+    with pytest.raises(Usage, match="wanted whole seconds"):
+        open_store("s3://b").read("a")
+
+
+def test_serving_is_impatient_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("TOMORAY_S3_PATIENCE", raising=False)
+    assert settings.s3().patience_s == 180
+    assert settings.serving_environment() == {"TOMORAY_S3_PATIENCE": "10"}
+    monkeypatch.setenv("TOMORAY_S3_PATIENCE", "33")
+    assert settings.serving_environment() == {"TOMORAY_S3_PATIENCE": "33"}
 
 
 def test_an_upload_that_another_writer_cut_off_can_be_tried_again(monkeypatch):

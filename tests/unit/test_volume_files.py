@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from tomoray.config import NiftiPattern
 from tomoray.ingest.volume_files import group_volumes
+from tomoray.nifti import write
+from tomoray.privacy.identifiers import names_in
 from tomoray.sources import SourceFile
 
 
@@ -20,3 +22,18 @@ def test_nifti_pattern_is_free():
     cases, unpaired = group_volumes(files, NiftiPattern(image="img-{case}.nii", label="{label}-of-{case}.nii"))
     assert [(case.case, case.labels) for case in cases] == [("7", (("liver", "liver-of-7.nii", 1),))]
     assert unpaired == []
+
+
+def test_a_source_named_after_the_patient_is_stored_without_that_name(make_volume, load_source, tmp_path):
+    folder = tmp_path / "DOE_JANE"
+    (folder / "doe-jane").mkdir(parents=True)
+    volume = make_volume((4, 5, 6), labels=())
+    (folder / "doe_jane_ct.nii.gz").write_bytes(write(volume.image_zyx, volume.geometry))
+    (folder / "doe-jane" / "1.dcm").write_bytes(b"no DICOM")
+    found = load_source(str(folder))
+    places = [part.volume.info.source_uri if hasattr(part, "volume") else part.source_uri for part in found]
+    assert places == [f"{tmp_path}/…"] * 2
+
+
+def test_words_that_describe_a_ct_are_no_names():
+    assert names_in("chest/DOE_JANE/lung.nii") == {"doejane", "jane", "lungnii"}

@@ -43,9 +43,14 @@ class StoragePrices(Config):
 
 
 class Prices(Config):
-    """A price table and its date."""
+    """A price table and its date.
+
+    Attributes:
+        spot_is: what the prices of spot machines are, where they are not looked up; empty where they are.
+    """
 
     date: str
+    spot_is: str = ""
     region: str
     nodes: dict[str, NodePrice]
     storage: StoragePrices
@@ -125,6 +130,7 @@ def estimate(sizes: Iterable[Size], prices: Prices, *, node: str, n_nodes: int) 
         },
         "assumes": {
             "prices": f"{prices.region}, {prices.date}",
+            "spot_prices": prices.spot_is,
             "native_mb_per_s": NATIVE_MB_PER_S,
             "compressed_mb_per_s": COMPRESSED_MB_PER_S,
             "archive_ratio": ARCHIVE_RATIO,

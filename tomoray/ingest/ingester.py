@@ -15,6 +15,7 @@ from tomoray.ingest.listed import read_listed
 from tomoray.ingest.loader import LoadedScan, RefusedPart, load_decoded, load_dicom, load_volume_files
 from tomoray.ingest.series import BadFile, DicomSeries, Item, ListedSeries, VolumeCase
 from tomoray.privacy.deidentify import Deidentifier
+from tomoray.privacy.identifiers import names_in, scrub_uri
 from tomoray.privacy.pseudonyms import public_root
 from tomoray.sources import list_source, read_file
 
@@ -70,16 +71,20 @@ class Ingester:
     def load(self, item: Item) -> Iterator[LoadedScan | RefusedPart]:
         """Every scan of one item and every part that is none, one after the other. Writes nothing."""
         if isinstance(item, BadFile):
-            yield RefusedPart(item=item, refusal=item.refusal)
+            yield RefusedPart(item=item, refusal=item.refusal, source_uri=self._place(item.root, item.file.key))
         elif isinstance(item, VolumeCase):
-            yield from load_volume_files(
-                item, read_file, self.deidentifier, self.rules, source_uri=public_root(item.root)
-            )
+            place = self._place(item.root, item.image)
+            yield from load_volume_files(item, read_file, self.deidentifier, self.rules, source_uri=place)
         elif isinstance(item, DicomSeries):
             place = public_root(item.root)
             yield from load_dicom(item, read_file, self.deidentifier, self.rules, source_uri=place)
         else:
             yield from self._load_listed(item)
+
+    def _place(self, root: str, key: str) -> str:
+        """What is stored of where a file without a header came from: its own path is the evidence against it."""
+        place = public_root(root)
+        return place if self.deidentifier.config.keep_identifiers else scrub_uri(place, names_in(key))
 
     def _load_listed(self, item: ListedSeries) -> Iterator[LoadedScan | RefusedPart]:
         place = public_root(item.root)

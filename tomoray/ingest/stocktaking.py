@@ -14,7 +14,7 @@ from tomoray.ingest.series import ListedSeries
 from tomoray.ingest.volume_files import group_volumes, is_volume
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.progress import track
-from tomoray.sources import SourceFile, list_series, list_source
+from tomoray.sources import SeriesListing, SourceFile, list_series, list_source
 
 Batch = list[SourceFile]
 ReadBatches = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Heads]]]
@@ -48,18 +48,25 @@ def take_stock(
     volumes: list[SourceFile] = []
     n_files = n_ignored = 0
 
+    def counted(listed: Iterable[SeriesListing]) -> Iterator[ListedSeries]:
+        for n, listing in enumerate(listed, start=1):
+            yield ListedSeries(listing=listing)
+            if n % _FILES_PER_BATCH == 0:
+                advance(_FILES_PER_BATCH)
+        advance(n % _FILES_PER_BATCH)
+
     def batches() -> Iterator[Batch]:
         for source in sources:
             listed = list_series(source)
             if listed is not None:
-                inventory.add_items((ListedSeries(listing=listing) for listing in listed), pseudonyms)
+                inventory.add_items(counted(listed), pseudonyms)
                 continue
             files = iter(list_source(source))
             while batch := list(islice(files, _FILES_PER_BATCH)):
                 volumes.extend(file for file in batch if is_volume(file))
                 yield [file for file in batch if not is_volume(file)]
 
-    with track("read headers", None) as advance:
+    with track("take stock", None) as advance:
         for batch, heads in read_batches(batches()):
             inventory.add_heads(heads.heads)
             inventory.add_items(heads.bad, pseudonyms)

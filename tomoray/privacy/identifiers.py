@@ -109,6 +109,18 @@ def scrub_uri(uri: str, identifiers: Collection[str]) -> str:
     return scheme + mark + "".join(HIDDEN if i in hidden else piece for i, piece in enumerate(pieces))
 
 
+def names_in(path: str) -> frozenset[str]:
+    """Evidence of a file without a header: whatever in its path below the source may name somebody, folded.
+
+    Every part of the path, and its words of four letters or more, but for words that describe a CT.
+
+    Example:
+        >>> sorted(names_in("DOE_JANE/ct.nii.gz"))
+        ['ctniigz', 'doejane', 'jane']
+    """
+    return frozenset(_of_text(part for part in re.split(r"[/\\]", unquote(path)) if part))
+
+
 def walk(dataset: Dataset) -> Iterator[Element]:
     """Every element of a header, those at the top first. Sequences below `MAX_DEPTH` stay shut.
 
