@@ -33,9 +33,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from tomoray.dicom import pixels
 from tomoray.dicom.codestreams import encoded_frame, read_size
 from tomoray.dicom.headers import Instance, quiet_pydicom, read_instance
-from tomoray.dicom.pixels import decode_hu
+from tomoray.dicom.pixels import Frames, decode_hu
 from tomoray.errors import Reason, Refused
 
 ROWS, COLUMNS = 36, 33
@@ -256,6 +257,20 @@ def test_many_frames_in_many_fragments(header, syntax, has_table):
     data = as_file(with_frames(header, 3), encapsulate(frames, fragments_per_frame=2, has_bot=has_table), syntax)
     for frame in range(3):
         assert np.array_equal(decode(data, frame), values[frame])
+
+
+def test_a_deflated_file_is_inflated_once_for_all_its_frames(header, monkeypatch):
+    count, reads = 40, []
+    dtype = with_bits(header, 16, 12, signed=True)
+    values = random_values(dtype, 12, (count, ROWS, COLUMNS))
+    data = as_file(with_frames(header, count), values.tobytes(), DeflatedExplicitVRLittleEndian)
+    read = pixels.read_dataset
+    monkeypatch.setattr(pixels, "read_dataset", lambda data: (reads.append(1), read(data))[1])
+    out, frames = np.empty((count, ROWS, COLUMNS), np.int16), Frames(data, instance_of(data))
+    for frame in range(count):
+        frames.decode_hu(frame, out[frame])
+    assert np.array_equal(out, values)
+    assert len(reads) == 1
 
 
 def test_extended_offset_table(header):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from tomoray.dicom import codestreams
@@ -27,38 +29,59 @@ _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # its tag
 
 
 def decode_hu(data: bytes, instance: Instance, frame: int, out: npt.NDArray[np.int16]) -> int:
-    """Decode one slice into `out` as HU: rescale slope and intercept applied once (PS3.3 C.11.1.1.2).
+    """One frame of a file, as `Frames.decode_hu`."""
+    return Frames(data, instance).decode_hu(frame, out)
 
-    Padding (PS3.3 C.7.5.1.1.2) that lies below -1024 HU is written as -1024: it is no tissue and no air, and would
-    bend every statistic. Values of a fractional slope are rounded to whole HU. Only the stored bits of a word are
-    pixels: others (old overlays) are dropped.
+
+class Frames:
+    """The frames of one file, decoded one by one. A file that must be read whole for that is so once.
 
     Args:
         data: the whole file.
-        instance: its header, with a slope and an intercept for the frame.
-        frame: 0-based index of the slice in its file.
-        out: int16 [y, x], filled in place.
-
-    Returns:
-        The number of padding voxels that were set to -1024.
-
-    Raises:
-        Refused: the pixels cannot be decoded (UNSUPPORTED_PIXELS, UNDECODABLE_PIXELS, NOT_AN_IMAGE, TOO_LARGE), do not
-            fit 16-bit HU (HU_OUT_OF_RANGE), or the file is not the one whose header was read (UNREADABLE).
-        ValueError: there is no such frame, or `out` has another shape than it.
+        instance: what `read_instance` read of it.
     """
-    if not 0 <= frame < len(instance.planes):
-        raise ValueError(f"frame {frame} of {len(instance.planes)}")
-    slope, intercept = instance.planes[frame].slope, instance.planes[frame].intercept
-    if slope is None or intercept is None:
-        raise Refused(Reason.MISSING_RESCALE, "no usable rescale slope and intercept, so HU are unknown")
-    form = _format(instance)
-    if out.shape != form.shape:
-        raise ValueError(f"out has shape {out.shape}; wanted {form.shape}")
-    stored = _without_high_bits(_stored_values(data, instance, form, frame), form)
-    padding = _padding(stored, instance.pixels, slope, intercept, signed=form.signed)
-    _write_hu(stored, padding, slope, intercept, out)
-    return 0 if padding is None else int(np.count_nonzero(padding))
+
+    def __init__(self, data: bytes, instance: Instance) -> None:
+        self._data, self._instance = data, instance
+        self._dataset: Dataset | None = None
+
+    def decode_hu(self, frame: int, out: npt.NDArray[np.int16]) -> int:
+        """Decode one slice into `out` as HU: rescale slope and intercept applied once (PS3.3 C.11.1.1.2).
+
+        Padding (PS3.3 C.7.5.1.1.2) that lies below -1024 HU is written as -1024: it is no tissue and no air, and would
+        bend every statistic. Values of a fractional slope are rounded to whole HU. Only the stored bits of a word are
+        pixels: others (old overlays) are dropped.
+
+        Args:
+            frame: 0-based index of the slice in its file; its header has a slope and an intercept.
+            out: int16 [y, x], filled in place.
+
+        Returns:
+            The number of padding voxels that were set to -1024.
+
+        Raises:
+            Refused: the pixels cannot be decoded (UNSUPPORTED_PIXELS, UNDECODABLE_PIXELS, NOT_AN_IMAGE, TOO_LARGE), do
+                not fit 16-bit HU (HU_OUT_OF_RANGE), or the file is not the one whose header was read (UNREADABLE).
+            ValueError: there is no such frame, or `out` has another shape than it.
+        """
+        instance = self._instance
+        if not 0 <= frame < len(instance.planes):
+            raise ValueError(f"frame {frame} of {len(instance.planes)}")
+        slope, intercept = instance.planes[frame].slope, instance.planes[frame].intercept
+        if slope is None or intercept is None:
+            raise Refused(Reason.MISSING_RESCALE, "no usable rescale slope and intercept, so HU are unknown")
+        form = _format(instance)
+        if out.shape != form.shape:
+            raise ValueError(f"out has shape {out.shape}; wanted {form.shape}")
+        stored = _without_high_bits(_stored_values(self._data, instance, form, frame, self._read), form)
+        padding = _padding(stored, instance.pixels, slope, intercept, signed=form.signed)
+        _write_hu(stored, padding, slope, intercept, out)
+        return 0 if padding is None else int(np.count_nonzero(padding))
+
+    def _read(self) -> Dataset:
+        if self._dataset is None:
+            self._dataset = read_dataset(self._data)
+        return self._dataset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,13 +156,15 @@ def _format(instance: Instance) -> _Format:
     )
 
 
-def _stored_values(data: bytes, instance: Instance, form: _Format, frame: int) -> Stored:
+def _stored_values(
+    data: bytes, instance: Instance, form: _Format, frame: int, dataset: Callable[[], Dataset]
+) -> Stored:
     """The stored integers [y, x] of a frame: words whose bits above the stored ones may be anything."""
     syntax, offset, length = instance.transfer_syntax, instance.pixels.offset, instance.pixels.length
     if len(data) != instance.size_bytes:
         raise Refused(Reason.UNREADABLE, "an instance changed while it was read; run the command again")
     if syntax in (DEFLATED, BIG_ENDIAN):
-        return _through_pydicom(data, form, frame)
+        return _through_pydicom(data, form, frame, dataset)
     if syntax not in (IMPLICIT, EXPLICIT) and syntax not in codestreams.SYNTAXES:
         known = syntax if syntax.replace(".", "").isdigit() else "none"
         raise Refused(Reason.UNSUPPORTED_PIXELS, f"no decoder for transfer syntax {known[:64]}")
@@ -222,12 +247,12 @@ def _of_precision(words: Stored, bits: int, form: _Format, *, signed: bool) -> S
     return words.astype(form.dtype)
 
 
-def _through_pydicom(data: bytes, form: _Format, frame: int) -> Stored:
-    """Of deflated and big endian files."""
+def _through_pydicom(data: bytes, form: _Format, frame: int, read: Callable[[], Dataset]) -> Stored:
+    """Of deflated and big endian files, which `read` reads whole."""
     if form.size_bytes > len(data) * _DEFLATE_RATIO:
         raise Refused(Reason.TOO_LARGE, f"{form.size_bytes} bytes of pixels in {len(data)}; a file cannot hold as many")
     try:
-        dataset = read_dataset(data)
+        dataset = read()
     except NotDicomError as error:
         raise Refused(Reason.UNREADABLE, f"an instance cannot be read: {error}") from error
     if "PixelData" not in dataset:

@@ -20,7 +20,7 @@ from pydicom import Dataset
 from tomoray.assembly.slices import PlaneRef
 from tomoray.assembly.stack import Stack, apply_repair
 from tomoray.dicom.headers import CT_STORAGE, Instance, NotDicomError, read_dataset, read_instance
-from tomoray.dicom.pixels import decode_hu
+from tomoray.dicom.pixels import Frames
 from tomoray.errors import Reason, Refused
 from tomoray.ingest.series import DicomFile, DicomSeries
 from tomoray.volume import Image
@@ -92,13 +92,14 @@ def decode_series(series: DicomSeries, read: Read, *, keep_headers: bool) -> Dec
         if not (instance.sop_class in CT_STORAGE and instance.rows and instance.columns):
             continue
         free = buffers.setdefault((instance.rows, instance.columns), [])
+        frames = Frames(data, instance)
         for plane in range(len(instance.planes)):
             ref = PlaneRef(instance=n, plane=plane)
             try:
                 if not free:  # pages that are never written take no memory
                     n_planes = max(len(series.files) - n, len(instance.planes) - plane)
                     free.extend(reversed(np.empty((n_planes, instance.rows, instance.columns), dtype=np.int16)))
-                decoded.padded[ref] = decode_hu(data, instance, instance.planes[plane].frame, free[-1])
+                decoded.padded[ref] = frames.decode_hu(instance.planes[plane].frame, free[-1])
             except Refused as refusal:
                 decoded.errors[ref] = refusal
             except MemoryError:
