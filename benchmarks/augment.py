@@ -4,7 +4,8 @@
 
 All get float32 patches of blobs with two classes in memory, already cut, and mirror nothing: rotation, scaling, noise,
 blur, brightness, contrast, low resolution, gamma and inverted gamma with the same probabilities and ranges, nearest
-interpolation of classes. One Python process, torch with `--threads`. Rounds are interleaved; medians.
+interpolation of classes. One Python process, torch with `--threads`. Rounds are interleaved; medians. CPU
+seconds say more than seconds on a busy machine.
 `pip install --no-deps --target DIR batchgeneratorsv2` and PYTHONPATH=DIR bring nnU-Net's own; else the row says so.
 """
 
@@ -46,23 +47,31 @@ def main() -> None:
     peers: dict[str, Peer | None] = {"tomoray": ours, "monai": monai(), "batchgeneratorsv2": batchgenerators()}
     image, classes = patches(8, options.side)
     rates: dict[str, list[float]] = {name: [] for name, peer in peers.items() if peer}
+    cpu_rates: dict[str, list[float]] = {name: [] for name in rates}
     for _ in range(options.rounds):
         for name in rates:
             peer = peers[name]
             assert peer is not None
-            since = time.perf_counter()
+            since, cpu_since = time.perf_counter(), time.process_time()
             for number in range(options.patches):
                 row = number % len(image)
                 peer(image[row], classes[row], number)
             rates[name].append(options.patches / (time.perf_counter() - since))
+            cpu_rates[name].append(options.patches / (time.process_time() - cpu_since))
     medians = {name: statistics.median(found) for name, found in rates.items()}
+    cpu_medians = {name: statistics.median(found) for name, found in cpu_rates.items()}
     if options.json:
-        print(json.dumps({"patches_per_s": medians, "rounds": rates}))
+        print(json.dumps({"patches_per_s": medians, "patches_per_cpu_s": cpu_medians, "rounds": rates}))
         return
-    print(f"{options.side}^3 patches a second, {options.threads} threads of torch, medians of {options.rounds} rounds")
+    print(f"{options.side}^3 patches, {options.threads} threads of torch, medians of {options.rounds} rounds")
+    print(f"{'':20}{'a second':>10}{'ours by it':>12}{'a CPU second':>14}{'ours by it':>12}")
     for name in peers:
-        rate = medians.get(name)
-        print(f"{name:20}" + (f"{rate:8.1f}   ours {medians['tomoray'] / rate:5.1f} x" if rate else "   not installed"))
+        if name not in medians:
+            print(f"{name:20}  not installed")
+            continue
+        rate, cpu_rate = medians[name], cpu_medians[name]
+        ratio, cpu_ratio = medians["tomoray"] / rate, cpu_medians["tomoray"] / cpu_rate
+        print(f"{name:20}{rate:10.1f}{ratio:10.1f} x{cpu_rate:14.1f}{cpu_ratio:10.1f} x")
 
 
 def patches(n: int, side: int) -> tuple[Tensor, Tensor]:

@@ -57,10 +57,11 @@ def main() -> None:
 
 
 def phantom_patch() -> tuple[Batch, tuple[float, ...]]:
-    """A patch around the largest nodule of the first patient, and its spacing in mm."""
+    """The middle of the first patient about the slice with most of the nodules, and its spacing in mm."""
     patient = make_patient(0, 0)
     nodules = np.asarray(patient.masks["nodules"], dtype=bool)
-    centre = np.round(np.argwhere(nodules).mean(0)).astype(int)
+    z = int(nodules.sum((1, 2)).argmax())
+    centre = np.array([z, *(side // 2 for side in nodules.shape[1:])])
     shape = np.minimum(nodules.shape, (SIDE_Z, SIDE_YX, SIDE_YX))
     corner = np.clip(centre - shape // 2, 0, nodules.shape - shape)
     window = tuple(slice(first, first + side) for first, side in zip(corner, shape, strict=True))
@@ -77,8 +78,8 @@ def phantom_patch() -> tuple[Batch, tuple[float, ...]]:
 
 
 def draw(image: Tensor, classes: Tensor) -> Image.Image:
-    """The slice with most of the mask, its outline white."""
-    z = int(classes.sum((1, 2)).argmax())
+    """The middle slice, the mask's outline white."""
+    z = len(image) // 2
     grey = (image[z] * 255).round().to(torch.uint8).numpy()
     mask = classes[z].numpy() > 0
     inner = mask.copy()
