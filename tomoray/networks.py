@@ -64,8 +64,7 @@ def _attention_unet(config: NetworkConfig, out_channels: int) -> nn.Module:
         strides=[2] * (len(config.channels) - 1),
         dropout=config.dropout,
     )
-    if config.norm != "batch":  # the only one that MONAI's gives
-        _replace_batch_norm(network, config)
+    _replace_norms(network, config)  # MONAI's has batch norm in gates and levels, and instance norm between
     return network
 
 
@@ -176,13 +175,16 @@ def _n_scores(config: NetworkConfig) -> int:
     return max(2, len(config.channels) - 2) if config.deep_supervision else 1
 
 
-def _replace_batch_norm(network: nn.Module, config: NetworkConfig) -> None:
+def _replace_norms(network: nn.Module, config: NetworkConfig) -> None:
+    makes: dict[str, Callable[[int], nn.Module]] = {
+        "instance": nn.InstanceNorm3d,
+        "batch": nn.BatchNorm3d,
+        "group": lambda channels: nn.GroupNorm(gcd(_GROUPS, channels), channels),  # a gate has one channel
+    }
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm3d):
-                n = child.num_features
-                grouped = config.norm == "group"
-                setattr(parent, name, nn.GroupNorm(gcd(_GROUPS, n), n) if grouped else nn.InstanceNorm3d(n))
+            if isinstance(child, nn.BatchNorm3d | nn.InstanceNorm3d):
+                setattr(parent, name, makes[config.norm](child.num_features))
 
 
 _NETWORKS: dict[str, Callable[[NetworkConfig, int], nn.Module]] = {

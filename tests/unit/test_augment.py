@@ -14,6 +14,15 @@ STANDARD = AugmentConfig(preset="standard")
 SIDE = 24
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Patches this small gain nothing from threads, and on a busy machine lose much."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def batch_of(image, classes=None, first=0):
     classes = torch.zeros(image.shape, dtype=torch.uint8) if classes is None else classes
     n = len(image)

@@ -35,8 +35,8 @@ def _kept_by_autograd(config_json: str, classes: int) -> tuple[float, int]:
     """
     config = NetworkConfig.model_validate_json(config_json)  # itself it has no hash
     sides = [_PATCH * multiple for multiple in config.patch_multiple_zyx]
+    network = build_network(config, classes).to("meta")
     with torch.device("meta"):
-        network = build_network(config, classes)
         image = torch.empty(1, 1, *sides)
         truth = torch.empty(1, 1, *sides, dtype=torch.uint8)
     weights = {weight.untyped_storage()._cdata for weight in network.parameters()}

@@ -83,6 +83,8 @@ class NetworkConfig(Config):
             raise ValueError(f"channels {channels}: deep supervision wants three levels at least")
         if self.slicewise and name not in _SLICEWISE:
             raise ValueError(f"{name} cannot be slicewise; {', '.join(_SLICEWISE)} can")
+        if self.norm == "group" and name == "unet":
+            raise ValueError("unet has no norm group; instance and batch it has")
         if self.norm == "group" and any(n % 8 for n in channels):
             raise ValueError(f"channels {channels}: norm group wants multiples of 8")
         if name == "attention_unet" and self.residual_units:
