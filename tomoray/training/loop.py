@@ -133,7 +133,9 @@ class Loop:
         try:
             troubles = self._resume()
             status = self._train(batches)
-        except _Together as error:
+        except (_Together, Fatal) as error:
+            if isinstance(error, Fatal) and self._worker.world_size > 1:  # the others do not know of it
+                raise
             return Outcome(status="fatal", message=str(error), first_step=self._first_step, troubles=troubles)
         finally:
             batches.close()
