@@ -40,6 +40,7 @@ from tomoray.runs import (
 )
 from tomoray.storage import Store, open_store
 from tomoray.tasks.choice import make_task
+from tomoray.training.augment import augment
 from tomoray.training.checkpoints import Checkpoints
 from tomoray.training.config import TrainConfig
 from tomoray.training.loop import Loop, Outcome, Worker, loss_curve
@@ -153,7 +154,15 @@ def _work(job: Mapping[str, Any]) -> Outcome:
     )
     task = make_task(config, _stored(archive))
     scans = job["scans"]
-    return Loop(config, task, archive, (scans["train"], scans["validation"]), open_store(str(config.out)), worker).run()
+    return Loop(
+        config,
+        task,
+        archive,
+        (scans["train"], scans["validation"]),
+        open_store(str(config.out)),
+        worker,
+        augment=augment,
+    ).run()
 
 
 def _stored(archive: Archive) -> list[dict[str, Any]]:
