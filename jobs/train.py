@@ -20,6 +20,7 @@ import ray
 import torch
 from ray import train
 from ray.train import torch as train_torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.main import main
 from tomoray.archive import Archive
@@ -40,6 +41,7 @@ from tomoray.runs import (
 )
 from tomoray.storage import Store, open_store
 from tomoray.tasks.choice import make_task
+from tomoray.training.augment import augment
 from tomoray.training.checkpoints import Checkpoints
 from tomoray.training.config import TrainConfig
 from tomoray.training.loop import Loop, Outcome, Worker, loss_curve
@@ -98,7 +100,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
 def _fit(config: TrainConfig, scans: Mapping[str, Sequence[str]]) -> Outcome:
     """Run workers to the end, anew wherever machines are about to go."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    board = _Board.remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = _Board.options(scheduling_strategy=here).remote()  # so that no machine that goes takes it away
     with track("train", config.steps) as advance, _follow(board, advance):
         while True:
             outcome = _run_workers(config, scans, board)
@@ -153,7 +156,15 @@ def _work(job: Mapping[str, Any]) -> Outcome:
     )
     task = make_task(config, _stored(archive))
     scans = job["scans"]
-    return Loop(config, task, archive, (scans["train"], scans["validation"]), open_store(str(config.out)), worker).run()
+    return Loop(
+        config,
+        task,
+        archive,
+        (scans["train"], scans["validation"]),
+        open_store(str(config.out)),
+        worker,
+        augment=augment,
+    ).run()
 
 
 def _stored(archive: Archive) -> list[dict[str, Any]]:
