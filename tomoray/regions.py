@@ -172,7 +172,7 @@ class OpenScan:
         np.clip(image, 0, 1, out=image)
         here[...] = 0
         for number, mask in enumerate(region.masks, start=1):
-            np.copyto(here, number, where=mask[tuple(window)].view(bool))
+            np.maximum(here, mask[tuple(window)] * np.uint8(number), out=here)
 
     def _taps(self, axis: int, corner: int) -> Taps:
         return linear_taps(
