@@ -65,7 +65,7 @@ def denoiser(channels: Sequence[int]) -> nn.Module:
         strides=[1] + [2] * down,
         upsample_kernel_size=[2] * down,
         filters=list(channels),
-        norm_name=("instance", {"affine": True}),
+        norm_name="",  # none: what norms take away is how much noise there is
     )
     return _Residual(network)
 

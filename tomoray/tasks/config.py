@@ -91,7 +91,8 @@ class DenoisingConfig(Config):
         dose: the share of the scan's dose that is simulated.
         noise_hu: standard deviation of the noise at full dose; at a share d of it there is sqrt(1 / d - 1) times as
             much on top.
-        l1_weight: of the mean absolute difference, beside the discriminator's word.
+        l1_weight: of the mean absolute difference on the scale 0..1, beside the discriminator's word. Noise is a few
+            hundredths there, so that it wants more than the 100 of photographs.
         generator: channels of the U-Net's levels, three or more, from full resolution down.
         channels: of the discriminator's first layer.
         windows: patches of a scan that are scored, evenly spread.
@@ -99,7 +100,7 @@ class DenoisingConfig(Config):
 
     dose: Annotated[float, Field(gt=0, lt=1)] = 0.25
     noise_hu: Annotated[float, Field(gt=0)] = 20.0
-    l1_weight: Annotated[float, Field(ge=0)] = 100.0
+    l1_weight: Annotated[float, Field(ge=0)] = 1000.0
     generator: Annotated[list[Positive], Field(min_length=3)] = [16, 32, 64]
     channels: Positive = 16
     windows: Positive = 16

@@ -151,12 +151,12 @@ class Detection:
         images, classes = [], []
         for n, number in enumerate(batch.samples):
             generator = seeded(self._config.seed, "crop", number)
-            where = []
-            for side, part in zip(batch.image.shape[2:], self._settings.crop_zyx, strict=True):
-                start = int(torch.randint(side - part + 1, (), generator=generator))
-                where.append(slice(start, start + part))
-            images.append(batch.image[(n, slice(None), *where)])
-            classes.append(batch.classes[(n, slice(None), *where)])
+            image, patch = batch.image[n], batch.classes[n]
+            for axis, part in enumerate(self._settings.crop_zyx, start=1):
+                start = int(torch.randint(image.shape[axis] - part + 1, (), generator=generator))
+                image, patch = image.narrow(axis, start, part), patch.narrow(axis, start, part)
+            images.append(image)
+            classes.append(patch)
         return torch.stack(images), torch.stack(classes)
 
     def _answers(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
