@@ -30,6 +30,7 @@ from tomoray.volume import ScanInfo, ScanUids, Volume
 REAL_CT = Path(__file__).parents[2] / "shared" / "ct"
 S3_SERVER = Path(__file__).parent / "services" / "s3_server.py"
 _s3_server: dict[str, Any] = runpy.run_path(str(S3_SERVER))
+_exactly_once: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "exactly_once.py"))
 
 
 def pytest_report_header() -> str:
@@ -134,6 +135,20 @@ def _own_pseudonym_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOMORAY_KEY_FILE", str(path))
         yield
+
+
+@pytest.fixture(scope="session")
+def every_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source with something of every kind, for runs that are disturbed."""
+    out = tmp_path_factory.mktemp("every-kind")
+    _exactly_once["write_cohort"](out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(every_kind: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The objects of an archive of `every_kind` that nothing disturbed, with their digests."""
+    return dict(_exactly_once["run_undisturbed"](every_kind, tmp_path_factory.mktemp("undisturbed")))
 
 
 @pytest.fixture(scope="session")

@@ -13,33 +13,18 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 once = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "exactly_once.py")))
 LOSE_A_NODE = Path(__file__).parent / "lose_a_node.py"
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("cohort")
-    once.write_cohort(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cohort, tmp_path_factory) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("undisturbed")
-    return once.run_undisturbed(cohort, out)
-
-
-def test_twenty_kills_at_random_times_change_no_byte(cohort, undisturbed, tmp_path):
+def test_twenty_kills_at_random_times_change_no_byte(every_kind, undisturbed, tmp_path):
     rng, n_kills = random.Random(2026), 0
     for number in count():
         archive = str(tmp_path / f"archive-{number}")
         n_drivers, n_runs = 3, 0
         while True:
             out = tmp_path / f"run-{number}-{n_runs}"
-            killed, ended = disturb(cohort, archive, out, rng, kills_driver=n_runs < n_drivers and n_kills < 20)
+            killed, ended = disturb(every_kind, archive, out, rng, kills_driver=n_runs < n_drivers and n_kills < 20)
             n_kills += killed
             n_runs += 1
             assert n_runs < 10, "it does not come to an end"
@@ -86,10 +71,10 @@ def kill_driver(driver: subprocess.Popen[bytes]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_node_that_is_lost_changes_no_byte(cohort, undisturbed, tmp_path):
+def test_a_node_that_is_lost_changes_no_byte(every_kind, undisturbed, tmp_path):
     archive = tmp_path / "archive"
     (tmp_path / "config.yaml").write_text(once.CONFIG)
-    command = [sys.executable, str(LOSE_A_NODE), str(cohort), str(archive), str(tmp_path / "config.yaml")]
+    command = [sys.executable, str(LOSE_A_NODE), str(every_kind), str(archive), str(tmp_path / "config.yaml")]
     env = {**once.os.environ, "PYTHONPATH": str(once.ROOT)}
     done = subprocess.run(command, cwd=once.ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -68,20 +68,6 @@ def gateway(tmp_path_factory) -> Iterator[Gateway]:
         s3_server.stop(made.daemons)
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("cohort")
-    once.write_cohort(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cohort, tmp_path_factory) -> dict[str, str]:
-    """In a folder: an archive has the same objects there."""
-    out = tmp_path_factory.mktemp("undisturbed")
-    return once.run_undisturbed(cohort, out)
-
-
 def run_again_until_done(cohort: Path, archive: str, endpoint: str, out: Path) -> None:
     """The same command until it succeeds; each failure has to be one line of its own."""
     for number in range(6):
@@ -93,10 +79,12 @@ def run_again_until_done(cohort: Path, archive: str, endpoint: str, out: Path) -
     pytest.fail(f"six runs were not enough; the last said {said}")
 
 
-def test_a_server_that_is_killed_and_comes_back_changes_no_byte(gateway, cohort, undisturbed, tmp_path, monkeypatch):
+def test_a_server_that_is_killed_and_comes_back_changes_no_byte(
+    gateway, every_kind, undisturbed, tmp_path, monkeypatch
+):
     archive, rng = gateway.bucket("killed"), random.Random(4)
     monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.endpoint)
-    driver = once.start(cohort, archive, tmp_path / "run")
+    driver = once.start(every_kind, archive, tmp_path / "run")
     for _ in range(3):
         while driver.poll() is None and not once.workers(driver.pid):
             time.sleep(0.02)
@@ -143,7 +131,7 @@ def unreliable(gateway: Gateway, seed: int) -> Iterator[tuple[str, Troubles]]:
             elif trouble == "hang up":
                 self.hang_up()
             else:
-                time.sleep(4 if trouble == "stall" else 0)
+                time.sleep(1.5 if trouble == "stall" else 0)
                 status, headers, answer = self.ask(body)
                 if trouble == "lose the answer":
                     self.hang_up()
@@ -205,10 +193,10 @@ def unreliable(gateway: Gateway, seed: int) -> Iterator[tuple[str, Troubles]]:
             serving.join()
 
 
-def test_a_server_in_trouble_changes_no_byte(gateway, cohort, undisturbed, tmp_path, monkeypatch):
+def test_a_server_in_trouble_changes_no_byte(gateway, every_kind, undisturbed, tmp_path, monkeypatch):
     archive = gateway.bucket("troubled")
     with unreliable(gateway, seed=8) as (endpoint, troubles):
-        run_again_until_done(cohort, archive, endpoint, tmp_path)
+        run_again_until_done(every_kind, archive, endpoint, tmp_path)
     assert min(troubles.done.values()) > 5
     assert len(troubles.done) == 6
 
