@@ -9,6 +9,7 @@ from typing import Any
 from tomoray.config import (
     Config,
     EvaluateConfig,
+    ExportConfig,
     FingerprintConfig,
     PhantomConfig,
     PlanConfig,
@@ -32,6 +33,7 @@ CONFIGS: dict[str, type[Config]] = {
     "cross-validate": CrossValidateConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "serve": ServeConfig,
 }
 

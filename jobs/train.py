@@ -33,6 +33,7 @@ from tomoray.progress import Advance, track
 from tomoray.runs import CHECKPOINTS, MODEL, STATE, Run, begin_run, checkpoint_name, finish_run, open_run
 from tomoray.storage import open_store
 from tomoray.tasks.segmentation import NETWORK, Segmentation
+from tomoray.training.augment import augment
 from tomoray.training.config import TrainConfig
 
 MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
@@ -138,6 +139,7 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps) ** 0.9
         batch = replace(batch, image=batch.image.to(device), classes=batch.classes.to(device))
+        batch = augment(batch, config.augment, config.seed)
         loss = task.loss({NETWORK: model}, batch, NETWORK)
         optimizer.zero_grad()
         loss.backward()

@@ -155,6 +155,18 @@ class EvaluateConfig(Config):
     seed: int = 0
 
 
+class ExportConfig(Config):
+    """`jobs.export`: run -> its network for use elsewhere.
+
+    Attributes:
+        to: a folder, or an S3 prefix.
+    """
+
+    run: Url
+    to: Url
+    format: Literal["torch-export", "onnx", "monai-bundle"] = "onnx"
+
+
 class FingerprintConfig(Config):
     """`jobs.fingerprint`: archive -> statistics of its scans.
 
