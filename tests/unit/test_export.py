@@ -85,7 +85,9 @@ def test_monai_loads_and_runs_the_bundle(tmp_path, patches, monkeypatch):
     network = load_bundle("lungs", bundle_dir=str(tmp_path / "bundles"), workflow_type="inference")
     with torch.no_grad():
         np.testing.assert_allclose(network(patches).numpy(), scores_of(run, patches), atol=PARITY, rtol=0)
-    image = np.random.default_rng(0).normal(0, 300, (28, 16, 40)).astype(np.int16)  # x, y, z; MONAI cuts the same windows
+    image = (
+        np.random.default_rng(0).normal(0, 300, (28, 16, 40)).astype(np.int16)
+    )  # x, y, z; MONAI cuts the same windows
     scans.mkdir()
     nibabel.save(nibabel.Nifti1Image(image, np.diag([-2.0, -2, 3, 1])), scans / "one.nii.gz")
     parser = ConfigParser()
