@@ -158,12 +158,22 @@ class OptimizerConfig(Config):
 
     Attributes:
         name: AdamW (Loshchilov and Hutter, ICLR 2019), Adam, or SGD with Nesterov momentum 0.99.
+        schedule: how `learning_rate` goes to zero: `poly` as (1 - progress) ** 0.9 (Chen et al., TPAMI 2018), `cosine`
+            (Loshchilov and Hutter, ICLR 2017), or not at all.
+        warmup_steps: steps in which it rises from zero before.
         clip_norm: gradients longer than this are shortened to it.
+        accumulate: parts in which a worker goes through its share of a batch, one after the other: memory for one part.
+        ema_decay: the model is a running mean of the weights that forgets at this rate a step (Polyak and Juditsky,
+            1992); None: the weights themselves.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
+    accumulate: Positive = 1
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class TrainConfig(Config):
@@ -180,8 +190,18 @@ class TrainConfig(Config):
         foreground_fraction: share of patches centred on a labelled voxel, label drawn evenly.
         batch_size: patches of a step, over all workers: how many those are changes no sample.
         mirror_when_predicting: average the predictions of all eight mirror images of a window, at eight times the work.
-        workers: processes that train together.
+        checkpoint_every: steps; at most so many are done again after a loss.
+        keep: checkpoints kept for their scores, besides the last two.
+        validate_every: steps between validations on whole scans; None: after the last step only.
+        patience: validations in a row without a better score that end the training; None: all steps are done.
+        precision: `bf16` and `fp16` compute in half the bits where that is safe (Micikevicius et al., ICLR 2018).
+        distribute: `ddp` keeps the whole network in each worker, `fsdp` a share of it (Zhao et al., VLDB 2023).
+        compile: let torch.compile write the kernels; the first step takes minutes, each one after that less.
+        deterministic: the same weights to the last bit from the same config on the same kind of machine.
+        workers: processes that train together, or the fewest and the most of them: as many as there is room for.
+        cpus: threads of each worker.
         gpu: None uses a GPU per worker where the cluster has that many.
+        node: a kind of machine of the price table, by which the cost so far is reckoned; None: seconds only.
     """
 
     archive: Url | None = None
@@ -202,10 +222,19 @@ class TrainConfig(Config):
     steps: Positive = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     checkpoint_every: Annotated[int, Field(gt=0, description="steps")] = 100
+    keep: Positive = 1
+    validate_every: Annotated[int, Field(gt=0, description="steps")] | None = None
+    patience: Annotated[int, Field(gt=0, description="validations")] | None = None
     overlap: Annotated[float, Field(ge=0, lt=1, description="of windows, when predicting")] = 0.25
     mirror_when_predicting: bool = False
-    workers: Positive = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    distribute: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    deterministic: bool = False
+    workers: Positive | tuple[Positive, Positive] = 1
+    cpus: Positive = 1
     gpu: bool | None = None
+    node: str | None = None
     seed: int = 0
 
     @field_validator("labels")
@@ -231,10 +260,34 @@ class TrainConfig(Config):
             )
         return self
 
+    @property
+    def fewest_workers(self) -> int:
+        """Without so many, training waits."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """More are of no use."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
     @model_validator(mode="after")
     def _every_worker_has_a_patch(self) -> TrainConfig:
-        if self.batch_size < self.workers:
-            raise ValueError(f"batch_size {self.batch_size} leaves some of {self.workers} workers without a patch")
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"workers {self.workers}: the fewest come first")
+        if self.batch_size < self.most_workers:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of {self.most_workers} workers without a patch")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_validations(self) -> TrainConfig:
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations; set validate_every too")
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up_before_the_end(self) -> TrainConfig:
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} leave none of {self.steps} steps")
         return self
 
 
