@@ -27,7 +27,7 @@ from tomoray.catalog import Catalog, Split, split_by_patient
 from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.ingest.estimate import read_prices
 from tomoray.patches import require_labels
-from tomoray.progress import Advance, track
+from tomoray.progress import Advance, console, track
 from tomoray.runs import (
     CHECKPOINTS,
     Run,
@@ -44,9 +44,11 @@ from tomoray.training.augment import augment
 from tomoray.training.checkpoints import Checkpoints
 from tomoray.training.config import TrainConfig
 from tomoray.training.loop import Loop, Outcome, Worker, loss_curve
+from tomoray.training.tracking import check_tracking, track_run
 
 MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
 _SHOW_EVERY_S = 0.5
+_TRACK_EVERY_S = 30.0
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.archive is None or config.out is None:
         raise Usage("train wants an archive and a folder for the run: tomoray train … --archive ARCHIVE --out RUN")
     _check_node(config)
+    check_tracking(config.tracking)
     archive, store = Archive.open(config.archive), open_store(config.out)
     store.check()
     config = config.model_copy(update={"archive": archive.url, "out": store.url, "gpu": _use_gpu(config)})
@@ -100,7 +103,7 @@ def _fit(config: TrainConfig, scans: Mapping[str, Sequence[str]]) -> Outcome:
     """Run workers to the end, anew wherever machines are about to go."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     board = _Board.remote()
-    with track("train", config.steps) as advance, _follow(board, advance):
+    with track("train", config.steps) as advance, _follow(board, advance), _tracked(config):
         while True:
             outcome = _run_workers(config, scans, board)
             if outcome.status == "fatal":
@@ -258,6 +261,30 @@ def _follow(board: Any, advance: Advance) -> Iterator[None]:
                 scores = "".join(f" {name} {score:.3f}" for name, score in list(line.get("scores", {}).items())[:1])
                 advance(line["step"] - shown, f"loss {line['loss']:.3f}{scores}")
                 shown = line["step"]
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def _tracked(config: TrainConfig) -> Iterator[None]:
+    """Keep TensorBoard and MLflow up to the history, in a thread. That they fail is no reason to stop training."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while True:
+            last = ended.wait(_TRACK_EVERY_S)
+            try:
+                track_run(open_store(str(config.out)), config)
+            except TomoRayError as error:
+                console.print(f"not tracked: {error}", markup=False)
             if last:
                 return
 

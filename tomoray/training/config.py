@@ -176,6 +176,20 @@ class OptimizerConfig(Config):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
+class TrackingConfig(Config):
+    """Who is told how a training goes (docs/tracking.md).
+
+    Attributes:
+        tensorboard: an event file in the run's folder.
+        mlflow: address of a tracking server, `https://…`, or a folder, `file:///…`; None: no MLflow.
+        experiment: the experiment in MLflow.
+    """
+
+    tensorboard: bool = True
+    mlflow: Annotated[str, Field(min_length=1)] | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "tomoray"
+
+
 class TrainConfig(Config):
     """`jobs.train`: archive -> run. `archive` and `out` may come from the command line.
 
@@ -218,6 +232,7 @@ class TrainConfig(Config):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     split: SplitConfig = SplitConfig()
+    tracking: TrackingConfig = TrackingConfig()
     batch_size: Annotated[int, Field(gt=0, description="patches per step, over all workers")] = 2
     steps: Positive = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
