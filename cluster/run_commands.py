@@ -1,4 +1,4 @@
-"""Commands around a training run: `cross-validate` and `export`."""
+"""Commands around a training run: `cross-validate`, `export` and `report`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from cluster import views
 from cluster.answers import Answer
 from cluster.flags import Debug, Json, make_config_from_flags, run_job
-from tomoray.config import ExportConfig, recipe_names
+from tomoray.config import ExportConfig, ReportConfig, recipe_names
 from tomoray.training.config import CrossValidateConfig, TrainConfig
 
 app = typer.Typer()
@@ -71,3 +71,24 @@ def export(
     with redirect_stdout(sys.stderr):
         result = importlib.import_module("jobs.export").run(config)
     return Answer(document=result, view=views.export(result))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote, finished or not.")],
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="[dim]Otherwise RUN/report.html[/dim]")] = None,
+    pictures: Annotated[int | None, typer.Option(help="Held-out scans to picture. [dim]Default: 3[/dim]")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """How a training went, as one HTML file: curves, pictures, config, environment, cost.
+
+    [bold]Examples[/bold]
+
+    tomoray report run
+    tomoray report s3://research/runs/1 --out report.html --pictures 6
+    """
+    config = make_config_from_flags(ReportConfig, None, run=run, out=out, pictures=pictures)
+    with redirect_stdout(sys.stderr):
+        result = importlib.import_module("jobs.report").run(config)
+    return Answer(document=result, view=views.plain(f"Report: {result['report']}"))

@@ -17,6 +17,7 @@ from tomoray.config import (
     PredictConfig,
     PreprocessConfig,
     QcConfig,
+    ReportConfig,
     ServeConfig,
 )
 from tomoray.errors import Usage
@@ -34,6 +35,7 @@ CONFIGS: dict[str, type[Config]] = {
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "serve": ServeConfig,
 }
 

@@ -21,9 +21,11 @@ import torch
 from ray import train
 from ray.train import torch as train_torch
 
+from jobs import report
 from jobs.main import main
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, Split, split_by_patient
+from tomoray.config import ReportConfig
 from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.ingest.estimate import read_prices
 from tomoray.patches import require_labels
@@ -49,6 +51,7 @@ from tomoray.training.tracking import check_tracking, track_run
 MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
 _SHOW_EVERY_S = 0.5
 _TRACK_EVERY_S = 30.0
+_PICTURES = 2
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     }
     model_step = best.step if best else outcome.steps
     run_now = finish_run(store, config, split, metrics, steps=outcome.steps, model_step=model_step)
+    _report(run_now)
     return _result(run_now, scans, began, first_step=outcome.first_step, already_done=False)
 
 
@@ -271,6 +275,15 @@ def _follow(board: Any, advance: Advance) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _report(run: Run) -> None:
+    """Write `RUN/report.html`; a run is finished without it too."""
+    try:
+        ray.get(ray.remote(num_cpus=1)(report.run).remote(ReportConfig(run=run.store.url, pictures=_PICTURES)))
+    except (TomoRayError, ray.exceptions.RayError) as error:
+        line = " ".join(str(error).split())[:300]
+        console.print(f"no report ({line}); try: tomoray report {run.store.url}", markup=False)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def test_names_the_nearest_key_inside_a_section(tmp_path: Path) -> None:
 
 def test_lists_the_known_keys_where_none_is_near(tmp_path: Path) -> None:
     source = write(tmp_path, "labels: [lungs]\nsplit: {xyzzy: 1}\n")
-    with pytest.raises(Usage, match="known: validation, test, seed"):
+    with pytest.raises(Usage, match="known: validation, test, folds, fold, seed"):
         load_config(source, TrainConfig)
 
 
