@@ -140,7 +140,7 @@ def curves(
 
     grid = "".join(
         f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{lowest + part * (highest - lowest):.3g}</text>'
+        f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{lowest + part * (highest - lowest):.2g}</text>'
         for part in (0.0, 0.25, 0.5, 0.75, 1.0)
         for y in (8 + (1 - part) * (height - bottom - 8),)
     )

@@ -19,7 +19,7 @@ from tomoray.metrics import dice
 from tomoray.predict import load_segmenter
 from tomoray.reports.charts import curves
 from tomoray.reports.pages import render_page, section
-from tomoray.reports.pictures import LUNG_WINDOW_HU, Case, draw, views
+from tomoray.reports.pictures import Case, draw, views
 from tomoray.runs import FINISHED, STARTED, Run, cost_so_far, open_run, read_history
 from tomoray.storage import Store
 from tomoray.training.config import TrainConfig
@@ -87,7 +87,8 @@ def report_of(store: Store, *, pictures: int) -> TrainingReport:
 def render(report: TrainingReport) -> str:
     """The report as HTML text."""
     history = report.history
-    cases = "".join(_case(case, report.focus) for case in report.cases)
+    window_hu = (float(report.config["hu_window"][0]), float(report.config["hu_window"][1]))
+    cases = "".join(_case(case, report.focus, window_hu) for case in report.cases)
     scores = sorted({name for line in history for name in line.get("scores", {})})
     losses = sorted({name for line in history for name in line.get("losses", {})})
     body = [
@@ -105,7 +106,7 @@ def render(report: TrainingReport) -> str:
         _chart("Patches per second", {"all workers": _points(history, "samples_per_s")}),
         section("Took", f'<div class="card">{_facts(_flat(report.cost))}</div>') if report.cost else "",
         "</div>",
-        section("Held-out scans: truth and prediction", _legend(report.focus) + cases) if cases else "",
+        section("Held-out scans: truth and prediction", _legend(report.focus, window_hu) + cases) if cases else "",
         '<div class="columns">',
         section("Config", f'<div class="card">{_facts(_flat(report.config))}</div>'),
         section("Environment", f'<div class="card">{_facts(report.environment)}</div>') if report.environment else "",
@@ -186,13 +187,13 @@ def _cases(run: Run, most: int) -> Iterator[Case]:
         )
 
 
-def _case(case: Case, focus: str) -> str:
+def _case(case: Case, focus: str, window_hu: tuple[float, float]) -> str:
     scores = "".join(
         f"<span>{escape(name)} <b>{dice(case.prediction[name], truth):.3f}</b></span>"
         for name, truth in case.truth.items()
     )
     figures = "".join(
-        f'<figure style="flex:{view.size_mm[1] / view.size_mm[0]:.4f} 1 0">{draw(view)}'
+        f'<figure style="flex:{view.size_mm[1] / view.size_mm[0]:.4f} 1 0">{draw(view, window_hu)}'
         f"<figcaption>{view.name}</figcaption></figure>"
         for view in views(case, focus)
     )
@@ -202,8 +203,8 @@ def _case(case: Case, focus: str) -> str:
     )
 
 
-def _legend(focus: str) -> str:
-    low, high = LUNG_WINDOW_HU
+def _legend(focus: str, window_hu: tuple[float, float]) -> str:
+    low, high = window_hu
     return (
         '<p class="legend"><span><i class="of-truth"></i> truth</span><span><i class="of-prediction"></i> prediction'
         f"</span><span>{low:.0f} to {high:.0f} HU; through the largest of the {escape(focus)}; Dice beside the "
