@@ -27,7 +27,7 @@ from tomoray.storage import Store
 from tomoray.tasks.task import Task
 from tomoray.training.checkpoints import Checkpoints, pack, unpack
 from tomoray.training.config import TrainConfig
-from tomoray.training.engine import Augment, Engine
+from tomoray.training.engine import Engine
 
 T = TypeVar("T")
 Line = dict[str, Any]
@@ -91,7 +91,7 @@ class Loop:
         scans: scan ids to train on, and to validate on.
         store: the run's folder.
         worker: this worker.
-        augment: see `Engine`.
+        augment: `(batch, config.augment, seed, spacing_zyx_mm=…) -> batch`.
     """
 
     def __init__(
@@ -103,12 +103,13 @@ class Loop:
         store: Store,
         worker: Worker,
         *,
-        augment: Augment | None = None,
+        augment: Callable[..., Batch] | None = None,
     ) -> None:
         self._config, self._task, self._archive, self._store, self._worker = config, task, archive, store, worker
         self._train_scans, self._validation_scans = scans
+        varied = None if augment is None else partial(augment, spacing_zyx_mm=config.spacing_zyx_mm)
         self._engine = Engine(
-            task, config, worker.device, rank=worker.rank, world_size=worker.world_size, augment=augment
+            task, config, worker.device, rank=worker.rank, world_size=worker.world_size, augment=varied
         )
         self._checkpoints = Checkpoints(
             store.child(CHECKPOINTS),
@@ -133,7 +134,9 @@ class Loop:
         try:
             troubles = self._resume()
             status = self._train(batches)
-        except _Together as error:
+        except (_Together, Fatal) as error:
+            if isinstance(error, Fatal) and self._worker.world_size > 1:  # the others do not know of it
+                raise
             return Outcome(status="fatal", message=str(error), first_step=self._first_step, troubles=troubles)
         finally:
             batches.close()
