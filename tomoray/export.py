@@ -159,7 +159,7 @@ def _traced(network: nn.Module, patches: Tensor) -> ExportedProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of itself: parts of it deprecated, torchvision not there."""
+    """Without what torch says of itself (parts deprecated, no torchvision) and of DynUNet's note of its deep heads."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -167,6 +167,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "The tensor attributes .* were assigned during export", UserWarning)
             yield
     finally:
         logger.setLevel(level)

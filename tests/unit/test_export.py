@@ -1,5 +1,6 @@
 import io
 import json
+from typing import get_args
 
 import nibabel
 import numpy as np
@@ -21,16 +22,29 @@ from tomoray.storage import open_store
 from tomoray.training.config import NetworkConfig, TrainConfig
 
 NETWORKS = {
-    "unet": NetworkConfig(channels=[4, 8], residual_units=1),
-    "unet batch": NetworkConfig(channels=[4, 8, 8], residual_units=0, norm="batch"),
+    "unet": {"channels": [4, 8]},
+    "attention_unet": {"channels": [4, 8]},
+    "ra_unet": {"channels": [4, 8, 16], "deep_supervision": True},
+    "cab_unet": {"channels": [4, 8, 16]},
+    "segresnet": {"channels": [8, 16]},
+    "dynunet": {"channels": [4, 8, 16], "deep_supervision": True},
+    "swin_unetr": {"channels": [12, 24, 48, 96], "residual_units": 1},
 }
 
 
-def make_run(folder, network=NETWORKS["unet"], **changes):
+def make_run(folder, name="unet"):
     torch.manual_seed(0)
-    values = {"labels": ["lungs", "nodules"], "patch_zyx": (16, 16, 16), "hu_window": (-500, 500), "steps": 1}
+    network = NetworkConfig(name=name, **NETWORKS[name])
     store = open_store(str(folder))
-    config = TrainConfig.model_validate({**values, "network": network, "archive": "a", "out": store.url, **changes})
+    config = TrainConfig(
+        archive="a",
+        out=store.url,
+        labels=["lungs", "nodules"],
+        patch_zyx=patch_of(name),
+        hu_window=(-500, 500),
+        network=network,
+        steps=1,
+    )
     split = Split(train=("p1",), validation=(), test=())
     begin_run(store, config, split)
     weights = io.BytesIO()
@@ -39,19 +53,26 @@ def make_run(folder, network=NETWORKS["unet"], **changes):
     return finish_run(store, config, split, {})
 
 
+def patch_of(name):
+    return (64, 32, 32) if name == "swin_unetr" else (16, 16, 16)
+
+
 def scores_of(run, patches):
     with torch.no_grad():
         return load_network(run).eval()(patches).numpy()
 
 
-@pytest.fixture(scope="module")
-def patches():
-    return torch.rand(5, 1, 16, 16, 16, generator=torch.Generator().manual_seed(7))
+def patches_for(name):
+    return torch.rand(4, 1, *patch_of(name), generator=torch.Generator().manual_seed(7))
+
+
+def test_every_network_is_tried():
+    assert set(NETWORKS) == set(get_args(NetworkConfig.model_fields["name"].annotation))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_onnx_gives_the_scores_of_the_checkpoint_for_any_batch(name, tmp_path, patches):
-    run = make_run(tmp_path / "run", NETWORKS[name])
+def test_onnx_gives_the_scores_of_the_checkpoint_for_any_batch(name, tmp_path):
+    run, patches = make_run(tmp_path / "run", name), patches_for(name)
     exported = export_run(run, open_store(str(tmp_path / "out")), "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     found = session.run(["scores"], {"image": patches.numpy()})[0]
@@ -64,8 +85,8 @@ def test_onnx_gives_the_scores_of_the_checkpoint_for_any_batch(name, tmp_path, p
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_program_gives_the_scores_of_the_checkpoint_for_any_batch(name, tmp_path, patches):
-    run = make_run(tmp_path / "run", NETWORKS[name])
+def test_program_gives_the_scores_of_the_checkpoint_for_any_batch(name, tmp_path):
+    run, patches = make_run(tmp_path / "run", name), patches_for(name)
     export_run(run, open_store(str(tmp_path / "out")), "torch-export")
     extra = {"tomoray.json": ""}
     program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=extra)
@@ -77,8 +98,8 @@ def test_program_gives_the_scores_of_the_checkpoint_for_any_batch(name, tmp_path
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")  # MONAI tries every reader it has
 @pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI: any bundle may run any code
-def test_monai_loads_and_runs_the_bundle(tmp_path, patches, monkeypatch):
-    run = make_run(tmp_path / "run")
+def test_monai_loads_and_runs_the_bundle(tmp_path, monkeypatch):
+    run, patches = make_run(tmp_path / "run"), patches_for("unet")
     export_run(run, open_store(str(tmp_path / "bundles" / "lungs")), "monai-bundle")
     root, scans, out = tmp_path / "bundles" / "lungs", tmp_path / "scans", tmp_path / "masks"
     monkeypatch.chdir(root)

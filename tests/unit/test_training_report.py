@@ -64,6 +64,6 @@ def test_no_run_is_one_line(tmp_path):
 def test_curves_span_the_chart_and_stay_inside():
     chart = curves("loss", {"loss": [(1, 5.0), (101, 0.0)], "other": [(51, 2.5)]})
     lines = [line.split() for line in re.findall(r'points="([^"]*)"', chart)]
-    assert [point.split(",") for point in lines[0]] == [["56.0", "8.0"], ["552.0", "216.0"]]
-    assert lines[1] == ["304.0,112.0"]
+    assert [point.split(",") for point in lines[0]] == [["62.0", "8.0"], ["552.0", "216.0"]]
+    assert lines[1] == ["307.0,112.0"]
     assert "other" in chart

@@ -126,7 +126,7 @@ def curves(
         top: the largest value shown; None: that of the values.
         marked: with a dot at each value.
     """
-    width, height, left, bottom = 560, 250, 56, 34
+    width, height, left, bottom = 560, 250, 62, 34
     steps = [step for points in series.values() for step, _ in points]
     values = [value for points in series.values() for _, value in points]
     highest = top or max(max(values), 0.0) or 1.0
