@@ -101,7 +101,8 @@ def send_to_mlflow(wanted: TrackingConfig, run_url: str, config: TrainConfig, li
 
     uri = str(wanted.mlflow)
     if uri.startswith("file:") or "://" not in uri:
-        MLFLOW_ALLOW_FILE_STORE.set(True)  # it asks to be asked for its plain files
+        allowed: Any = MLFLOW_ALLOW_FILE_STORE  # its methods have no types
+        allowed.set(True)  # MLflow asks to be asked for its plain files
     try:
         client = MlflowClient(tracking_uri=uri)
         run_id = _mlflow_run(client, wanted.experiment, run_url)
