@@ -20,6 +20,7 @@ import ray
 import torch
 from ray import train
 from ray.train import torch as train_torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import report
 from jobs.main import main
@@ -106,7 +107,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
 def _fit(config: TrainConfig, scans: Mapping[str, Sequence[str]]) -> Outcome:
     """Run workers to the end, anew wherever machines are about to go."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    board = _Board.remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = _Board.options(scheduling_strategy=here).remote()  # so that no machine that goes takes it away
     with track("train", config.steps) as advance, _follow(board, advance), _tracked(config):
         while True:
             outcome = _run_workers(config, scans, board)

