@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster import archive_commands, catalog_commands, catalog_views, views
+from cluster import archive_commands, catalog_commands, catalog_views, run_commands, views
 from cluster.answers import DONE, FAILED, INTERRUPTED, Answer, explain, show, show_failure
 from cluster.flags import ArchiveUrl, Debug, Json
 from cluster.flags import make_config_from_flags as _config
@@ -35,7 +35,7 @@ from tomoray.config import (
     recipe_names,
 )
 from tomoray.errors import Usage
-from tomoray.training.config import CrossValidateConfig, TrainConfig
+from tomoray.training.config import TrainConfig
 
 app = typer.Typer(
     name="tomoray",
@@ -192,38 +192,6 @@ def train(
         raise Usage(f"{config} does not say it, so the command line must: {missing}")
     result = _run("train", made, debug=debug)
     return Answer(document=result, view=views.train(result, made))
-
-
-@app.command("cross-validate")
-def cross_validate(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RECIPE",
-            help="TrainConfig as YAML, or a name from `tomoray recipes`.",
-            autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
-        ),
-    ],
-    archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where RUN/fold-0, fold-1, … go.")] = None,
-    folds: Annotated[
-        int | None, typer.Option(help="Parts of the patients. [dim]Otherwise the config's, or 5[/dim]")
-    ] = None,
-    only: Annotated[list[int] | None, typer.Option(metavar="FOLD", help="Only this fold; repeatable.")] = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> Answer:
-    """Train on all folds of the patients but one, test on that one, in turn. Run again, it goes on where it was.
-
-    [bold]Examples[/bold]
-
-    tomoray cross-validate sts --archive archive --out cv --folds 5
-    tomoray cross-validate sts --archive archive --out cv --folds 5 --only 0 --json
-    """
-    made = _config(TrainConfig, config, archive=archive, out=out)
-    wanted = _config(CrossValidateConfig, None, train=made, folds=folds, only=only or None)
-    result = _run("cross_validate", wanted, debug=debug)
-    return Answer(document=result, view=views.cross_validate(result))
 
 
 @app.command()
@@ -387,6 +355,7 @@ def schema(
 
 app.add_typer(archive_commands.app)
 app.add_typer(catalog_commands.app)
+app.add_typer(run_commands.app)
 
 
 if __name__ == "__main__":

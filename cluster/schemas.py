@@ -9,6 +9,7 @@ from typing import Any
 from tomoray.config import (
     Config,
     EvaluateConfig,
+    ExportConfig,
     FingerprintConfig,
     PhantomConfig,
     PlanConfig,
@@ -16,6 +17,7 @@ from tomoray.config import (
     PredictConfig,
     PreprocessConfig,
     QcConfig,
+    ReportConfig,
     ServeConfig,
 )
 from tomoray.errors import Usage
@@ -32,6 +34,8 @@ CONFIGS: dict[str, type[Config]] = {
     "cross-validate": CrossValidateConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "report": ReportConfig,
     "serve": ServeConfig,
 }
 

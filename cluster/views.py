@@ -71,6 +71,13 @@ def cross_validate(result: Result) -> RenderableType:
     return Group(dice_table(result["dice"]), summary_table(result["summary"]), Text(done))
 
 
+def export(result: Result) -> RenderableType:
+    """What was written, and how close it is."""
+    names = ", ".join(result["files"])
+    same = f"scores within {result['largest_difference']:.1g} of the checkpoint's"
+    return Text(f"{names} in {result['out']}; {same}")
+
+
 def summary_table(summary: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:
     """A table of `{label: {measure: {mean, low, high, values}}}`."""
     table = Table("label", "measure", "mean", "95 % interval", "patients", title="Over patients", title_justify="left")

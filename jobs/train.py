@@ -22,13 +22,15 @@ from ray import train
 from ray.train import torch as train_torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs import report
 from jobs.main import main
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, Split, split_by_patient
+from tomoray.config import ReportConfig
 from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.ingest.estimate import read_prices
 from tomoray.patches import require_labels
-from tomoray.progress import Advance, track
+from tomoray.progress import Advance, console, track
 from tomoray.runs import (
     CHECKPOINTS,
     Run,
@@ -45,9 +47,12 @@ from tomoray.training.augment import augment
 from tomoray.training.checkpoints import Checkpoints
 from tomoray.training.config import TrainConfig
 from tomoray.training.loop import Loop, Outcome, Worker, loss_curve
+from tomoray.training.tracking import check_tracking, track_run
 
 MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
 _SHOW_EVERY_S = 0.5
+_TRACK_EVERY_S = 30.0
+_PICTURES = 2
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -67,6 +72,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.archive is None or config.out is None:
         raise Usage("train wants an archive and a folder for the run: tomoray train … --archive ARCHIVE --out RUN")
     _check_node(config)
+    check_tracking(config.tracking)
     archive, store = Archive.open(config.archive), open_store(config.out)
     store.check()
     config = config.model_copy(update={"archive": archive.url, "out": store.url, "gpu": _use_gpu(config)})
@@ -94,6 +100,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     }
     model_step = best.step if best else outcome.steps
     run_now = finish_run(store, config, split, metrics, steps=outcome.steps, model_step=model_step)
+    _report(run_now)
     return _result(run_now, scans, began, first_step=outcome.first_step, already_done=False)
 
 
@@ -102,7 +109,7 @@ def _fit(config: TrainConfig, scans: Mapping[str, Sequence[str]]) -> Outcome:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = _Board.options(scheduling_strategy=here).remote()  # so that no machine that goes takes it away
-    with track("train", config.steps) as advance, _follow(board, advance):
+    with track("train", config.steps) as advance, _follow(board, advance), _tracked(config):
         while True:
             outcome = _run_workers(config, scans, board)
             if outcome.status == "fatal":
@@ -260,6 +267,39 @@ def _follow(board: Any, advance: Advance) -> Iterator[None]:
                 scores = "".join(f" {name} {score:.3f}" for name, score in list(line.get("scores", {}).items())[:1])
                 advance(line["step"] - shown, f"loss {line['loss']:.3f}{scores}")
                 shown = line["step"]
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _report(run: Run) -> None:
+    """Write `RUN/report.html`; a run is finished without it too."""
+    try:
+        ray.get(ray.remote(num_cpus=1)(report.run).remote(ReportConfig(run=run.store.url, pictures=_PICTURES)))
+    except (TomoRayError, ray.exceptions.RayError) as error:
+        line = " ".join(str(error).split())[:300]
+        console.print(f"no report ({line}); try: tomoray report {run.store.url}", markup=False)
+
+
+@contextmanager
+def _tracked(config: TrainConfig) -> Iterator[None]:
+    """Keep TensorBoard and MLflow up to the history, in a thread. That they fail is no reason to stop training."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while True:
+            last = ended.wait(_TRACK_EVERY_S)
+            try:
+                track_run(open_store(str(config.out)), config)
+            except TomoRayError as error:
+                console.print(f"not tracked: {error}", markup=False)
             if last:
                 return
 

@@ -155,6 +155,31 @@ class EvaluateConfig(Config):
     seed: int = 0
 
 
+class ExportConfig(Config):
+    """`jobs.export`: run -> its network for use elsewhere.
+
+    Attributes:
+        to: a folder, or an S3 prefix.
+    """
+
+    run: Url
+    to: Url
+    format: Literal["torch-export", "onnx", "monai-bundle"] = "onnx"
+
+
+class ReportConfig(Config):
+    """`jobs.report`: run -> how its training went, as one HTML file.
+
+    Attributes:
+        out: a file on this machine; None: `RUN/report.html`.
+        pictures: held-out scans to picture with truth and prediction.
+    """
+
+    run: Url
+    out: str | None = None
+    pictures: Annotated[int, Field(ge=0, le=50)] = 3
+
+
 class FingerprintConfig(Config):
     """`jobs.fingerprint`: archive -> statistics of its scans.
 

@@ -155,7 +155,7 @@ def load_segmenter(runs: Run | str | Sequence[Run | str], device: str | torch.de
     of = [runs] if isinstance(runs, Run | str) else runs
     opened = [open_run(run) if isinstance(run, str) else run for run in of]
     check_alike(opened)
-    return Segmenter([_load_network(run) for run in opened], opened[0].config, device)
+    return Segmenter([load_network(run) for run in opened], opened[0].config, device)
 
 
 def check_alike(runs: Sequence[Run]) -> None:
@@ -168,7 +168,8 @@ def check_alike(runs: Sequence[Run]) -> None:
                 raise Usage(f"run {run.store.url} has {name} {here} and run {first.store.url} {there}; wanted one")
 
 
-def _load_network(run: Run) -> nn.Module:
+def load_network(run: Run) -> nn.Module:
+    """The network of a finished run with its weights. Raises `Fatal` where they do not fit."""
     network = build_network(run.config.network, out_channels=len(run.config.labels) + 1)
     weights = torch.load(io.BytesIO(run.read_model()), map_location="cpu", weights_only=True)
     try:

@@ -35,7 +35,18 @@ STARTED, FINISHED, CHECKPOINTS = "started.json", "run.json", "checkpoints"
 HISTORY, ATTEMPTS = "history.jsonl", "attempts"
 
 # No effect on the samples. With other `workers` sums are in another order, which changes the last bits of the weights.
-_MAY_CHANGE = {"out", "gpu", "workers", "cpus", "node", "checkpoint_every", "keep", "validate_every", "patience"}
+_MAY_CHANGE = {
+    "out",
+    "gpu",
+    "workers",
+    "cpus",
+    "node",
+    "tracking",
+    "checkpoint_every",
+    "keep",
+    "validate_every",
+    "patience",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,9 @@
-"""Train on a Ray cluster of two nodes, of which one is drained and the other killed.
+"""Train on a Ray cluster of three nodes, of which one is drained and another killed.
 
     python tests/local/lose_training.py CONFIG
 
-The node where rank 0 is gets notice of its end; where training has gone on elsewhere, that node is killed, and another
-is there by then. Prints the result of the job as JSON.
+The node of the worker gets notice of its end; when training has gone on elsewhere, that node is killed without any.
+Prints the result of the job as JSON.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def main() -> None:
     """Run the job in the driver, and lose nodes in a thread."""
     config = load_config(sys.argv[1], TrainConfig)
     folder = tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder})
+    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        for _ in range(3):
+            cluster.add_node(num_cpus=1)
         ray.init(cluster.address, log_to_driver=False)
-        loser = threading.Thread(target=lose, args=(cluster, nodes, Path(str(config.out))), daemon=True)
+        loser = threading.Thread(target=lose, args=(cluster, Path(str(config.out))), daemon=True)
         loser.start()
         with redirect_stdout(sys.stderr):
             result = train.run(config)
@@ -46,17 +48,16 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def lose(cluster: Cluster, nodes: list, run: Path) -> None:
+def lose(cluster: Cluster, run: Path) -> None:
     """Drain the first node that trains, then kill the second."""
     wait_for_checkpoints(run, 1)
     drained = node_of_worker()
     GcsClient(address=cluster.address).drain_node(
         drained, autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, "reclaimed", int((time.time() + 60) * 1000)
     )
-    cluster.add_node(num_cpus=1)
     while (second := node_of_worker()) in {drained, ""}:
         time.sleep(0.1)
-    wait_for_checkpoints(run, len(checkpoints(run)) and max(checkpoints(run)) + 1)
+    wait_for_checkpoints(run, max(checkpoints(run)) + 1)
     cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id == second), allow_graceful=False)
 
 

@@ -8,6 +8,7 @@ from jobs import cross_validate, evaluate, predict
 from tomoray.config import EvaluateConfig, PredictConfig
 from tomoray.errors import Fatal
 from tomoray.training.config import CrossValidateConfig
+from tomoray.training.tracking import EVENTS
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 tiny = runpy.run_path(str(Path(__file__).with_name("test_train.py")))
@@ -62,3 +63,10 @@ def test_nobody_is_tested_by_a_fold_that_learned_from_them(archive, validated):
     run, more = validated[1]["runs"].values()
     with pytest.raises(Fatal, match=r"no scan of part 'test' of run .*fold-0 and .*fold-1; choose another --part"):
         evaluate.run(EvaluateConfig(run=run, ensemble=[more], archive=archive.url))
+
+
+def test_a_run_leaves_its_report_and_what_tensorboard_reads(validated):
+    for url in validated[1]["runs"].values():
+        page = Path(url, "report.html").read_text()
+        assert "Held-out scans: truth and prediction" in page
+        assert Path(url, EVENTS).stat().st_size > 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
@@ -109,6 +109,88 @@ def heat(
             line += f'<td class="number{" hot" if count else ""}"{shade}>{text}<small>{escape(small)}</small></td>'
         body += f'<tr><td class="name">{escape(row)}</td>{line}</tr>'
     return f'<table class="heat"><tr><th>{escape(corner)}</th>{head}</tr>{body}</table>'
+
+
+def curves(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    top: float | None = None,
+    marked: bool = False,
+) -> str:
+    """Lines over training steps in one chart, from 0 up.
+
+    Args:
+        title: for those who cannot see it.
+        series: (step, value) by name; one that is longer than the chart is wide also gets its running mean.
+        top: the largest value shown; None: that of the values.
+        marked: with a dot at each value.
+    """
+    width, height, left, bottom = 560, 250, 62, 34
+    steps = [step for points in series.values() for step, _ in points]
+    values = [value for points in series.values() for _, value in points]
+    highest = top or max(max(values), 0.0) or 1.0
+    lowest = min(0.0, *values) if len(values) > 1 else min(0.0, values[0])
+    first, span = min(steps), max(max(steps) - min(steps), 1.0)
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = left + (step - first) / span * (width - left - 8)
+        share = (min(value, highest) - lowest) / (highest - lowest)
+        return x, 8 + (1 - share) * (height - bottom - 8)
+
+    grid = "".join(
+        f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{lowest + part * (highest - lowest):.2g}</text>'
+        for part in (0.0, 0.25, 0.5, 0.75, 1.0)
+        for y in (8 + (1 - part) * (height - bottom - 8),)
+    )
+    ticks = "".join(
+        f'<text x="{left + part * (width - left - 8):.1f}" y="{height - 12}" text-anchor="{anchor}">'
+        f"{first + part * span:.0f}</text>"
+        for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
+    )
+    drawn = "".join(_curve(n, name, points, place, marked) for n, (name, points) in enumerate(series.items()))
+    names = "".join(
+        f'<span><i class="series-{n % _COLOURS}"></i>{escape(name)}</span>' for n, name in enumerate(series)
+    )
+    legend = f'<figcaption class="legend">{names}</figcaption>' if len(series) > 1 else ""
+    return (
+        f'<figure class="curves">{legend}<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)} over steps">{grid}{ticks}{drawn}</svg></figure>'
+    )
+
+
+_COLOURS = 6
+
+
+def _curve(
+    number: int,
+    name: str,
+    points: Sequence[tuple[float, float]],
+    place: Callable[[float, float], tuple[float, float]],
+    marked: bool,
+) -> str:
+    kind = f"series-{number % _COLOURS}"
+    smooths = len(points) > 60 and not marked
+    at = [place(*point) for point in points]
+    lines = f'<polyline class="{kind}{" raw" if smooths else ""}" points="{_joined(at)}"/>'
+    if smooths:
+        reach = len(points) // 40
+        values = np.pad([value for _, value in points], reach, mode="edge")
+        means = np.convolve(values, np.ones(2 * reach + 1) / (2 * reach + 1), mode="valid").tolist()
+        smooth = [place(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+        lines += f'<polyline class="{kind}" points="{_joined(smooth)}"/>'
+    if marked:
+        lines += "".join(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(name)} {value:.3f} at step '
+            f"{step:.0f}</title></circle>"
+            for (x, y), (step, value) in zip(at, points, strict=True)
+        )
+    return lines
+
+
+def _joined(places: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
 def _edge(value: float) -> str:

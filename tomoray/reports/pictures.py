@@ -136,7 +136,7 @@ def contours(mask: Array) -> list[npt.NDArray[np.int64]]:
     return outlines
 
 
-def draw(view: View) -> str:
+def draw(view: View, window_hu: tuple[float, float] = LUNG_WINDOW_HU) -> str:
     """The view as one `<svg>` element; its classes `truth` and `prediction` are styled by the page."""
     height, width = view.size_mm
     bar = 10 if width < 100 else 50
@@ -152,7 +152,7 @@ def draw(view: View) -> str:
     )
     return (
         f'<svg viewBox="0 0 {width:.2f} {height:.2f}" role="img" aria-label="{view.name} slice with outlines">'
-        f'<image href="data:image/png;base64,{_png(view)}" width="{width:.2f}" height="{height:.2f}" '
+        f'<image href="data:image/png;base64,{_png(view, window_hu)}" width="{width:.2f}" height="{height:.2f}" '
         f'preserveAspectRatio="none"/>{outlines}'
         f'<g class="marks" font-size="{text:.2f}">'
         f'<text x="{text / 3:.2f}" y="{height / 2:.2f}">{left}</text>'
@@ -196,12 +196,12 @@ def _path(mask: Array) -> str:
     return "".join(parts)
 
 
-def _png(view: View) -> str:
+def _png(view: View, window_hu: tuple[float, float]) -> str:
     height, width = view.size_mm
     scale = PIXELS_PER_VIEW / max(height, width)
     hu = Pillow.fromarray(np.ascontiguousarray(view.pixels, dtype=np.float32))
     hu = hu.resize((round(width * scale), round(height * scale)), Pillow.Resampling.BICUBIC)
-    low, high = LUNG_WINDOW_HU
+    low, high = window_hu
     grey = np.clip((np.asarray(hu) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Pillow.fromarray(grey).save(file, "PNG", optimize=True)

@@ -292,6 +292,20 @@ class TransferConfig(Config):
     at_least: Fraction = 0.0
 
 
+class TrackingConfig(Config):
+    """Who is told how a training goes (docs/tracking.md).
+
+    Attributes:
+        tensorboard: an event file in the run's folder.
+        mlflow: address of a tracking server, `https://…`, or a folder, `file:///…`; None: no MLflow.
+        experiment: the experiment in MLflow.
+    """
+
+    tensorboard: bool = True
+    mlflow: Annotated[str, Field(min_length=1)] | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "tomoray"
+
+
 class TrainConfig(Config):
     """`jobs.train`: archive -> run. `archive` and `out` may come from the command line.
 
@@ -344,6 +358,7 @@ class TrainConfig(Config):
     pretraining: PretrainingConfig | None = None
     start_from: TransferConfig | None = None
     split: SplitConfig = SplitConfig()
+    tracking: TrackingConfig = TrackingConfig()
     batch_size: Annotated[int, Field(gt=0, description="patches per step, over all workers")] = 2
     steps: Positive = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

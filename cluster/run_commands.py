@@ -1,0 +1,94 @@
+"""Commands around a training run: `cross-validate`, `export` and `report`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import redirect_stdout
+from typing import Annotated, Literal
+
+import typer
+
+from cluster import views
+from cluster.answers import Answer
+from cluster.flags import Debug, Json, make_config_from_flags, run_job
+from tomoray.config import ExportConfig, ReportConfig, recipe_names
+from tomoray.training.config import CrossValidateConfig, TrainConfig
+
+app = typer.Typer()
+
+
+@app.command()
+def cross_validate(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RECIPE",
+            help="TrainConfig as YAML, or a name from `tomoray recipes`.",
+            autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
+        ),
+    ],
+    archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where RUN/fold-0, fold-1, … go.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts of the patients. [dim]Otherwise the config's, or 5[/dim]")
+    ] = None,
+    only: Annotated[list[int] | None, typer.Option(metavar="FOLD", help="Only this fold; repeatable.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train on all folds of the patients but one, test on that one, in turn. Run again, it goes on where it was.
+
+    [bold]Examples[/bold]
+
+    tomoray cross-validate sts --archive archive --out cv --folds 5
+    tomoray cross-validate sts --archive archive --out cv --folds 5 --only 0 --json
+    """
+    made = make_config_from_flags(TrainConfig, config, archive=archive, out=out)
+    wanted = make_config_from_flags(CrossValidateConfig, None, train=made, folds=folds, only=only or None)
+    result = run_job("cross_validate", wanted, debug=debug)
+    return Answer(document=result, view=views.cross_validate(result))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote.")],
+    to: Annotated[str, typer.Option(metavar="DIR", help="Folder or S3 prefix for the files.")],
+    format: Annotated[  # noqa: A002  the flag's name
+        Literal["torch-export", "onnx", "monai-bundle"] | None, typer.Option(help="[dim]Default: onnx[/dim]")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Write a run's network for use without TomoRay, compared with its checkpoint before anything is written.
+
+    [bold]Examples[/bold]
+
+    tomoray export run --to edge
+    tomoray export s3://research/runs/1 --to bundle --format monai-bundle
+    """
+    config = make_config_from_flags(ExportConfig, None, run=run, to=to, format=format)
+    with redirect_stdout(sys.stderr):
+        result = importlib.import_module("jobs.export").run(config)
+    return Answer(document=result, view=views.export(result))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote, finished or not.")],
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="[dim]Otherwise RUN/report.html[/dim]")] = None,
+    pictures: Annotated[int | None, typer.Option(help="Held-out scans to picture. [dim]Default: 3[/dim]")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """How a training went, as one HTML file: curves, pictures, config, environment, cost.
+
+    [bold]Examples[/bold]
+
+    tomoray report run
+    tomoray report s3://research/runs/1 --out report.html --pictures 6
+    """
+    config = make_config_from_flags(ReportConfig, None, run=run, out=out, pictures=pictures)
+    with redirect_stdout(sys.stderr):
+        result = importlib.import_module("jobs.report").run(config)
+    return Answer(document=result, view=views.plain(f"Report: {result['report']}"))
