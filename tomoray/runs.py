@@ -1,8 +1,11 @@
 """A run: what `tomoray train` leaves behind, on a path or S3.
 
     RUN/
-      started.json              config and split, written first; the same command resumes, another is refused
-      checkpoints/step-…/       Ray Train's checkpoints: model.pt (weights), state.pt (optimizer and step)
+      started.json              config, split, archive and versions, written first; the same command resumes, another is
+                                refused
+      checkpoints/step-…/       model.pt (weights), state.pt (optimizer and so on), checkpoint.json (tomoray.training)
+      history.jsonl             a line for each few steps: loss, speed, scores of validations
+      attempts/*.json           when how many workers trained, from which step to which
       run.json                  written last: the run is finished and this is its model
       predictions/              masks by `tomoray predict`
 
@@ -23,13 +26,16 @@ from tomoray import __version__
 from tomoray.catalog import Split
 from tomoray.config import make_config
 from tomoray.errors import Fatal, Usage
+from tomoray.ingest.estimate import read_prices
 from tomoray.storage import Store, open_store
+from tomoray.training.checkpoints import MODEL, checkpoint_name
 from tomoray.training.config import TrainConfig
 
 STARTED, FINISHED, CHECKPOINTS = "started.json", "run.json", "checkpoints"
-MODEL, STATE = "model.pt", "state.pt"
+HISTORY, ATTEMPTS = "history.jsonl", "attempts"
 
-_MAY_CHANGE = {"out", "gpu", "checkpoint_every"}  # no effect on the model
+# No effect on the samples. With other `workers` sums are in another order, which changes the last bits of the weights.
+_MAY_CHANGE = {"out", "gpu", "workers", "cpus", "node", "checkpoint_every", "keep", "validate_every", "patience"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +91,16 @@ def open_run(url: str) -> Run:
     )
 
 
-def begin_run(store: Store, config: TrainConfig, split: Split) -> tuple[Split, bool]:
+def begin_run(store: Store, config: TrainConfig, split: Split, archive_sha256: str = "") -> tuple[Split, bool]:
     """Mark the run as started, or agree to resume the one that is there.
 
     `steps` may grow: the run then goes on from its last checkpoint, with the learning rate of the new schedule.
+
+    Args:
+        store: the run's folder.
+        config: what is to be trained.
+        split: patients by part.
+        archive_sha256: `catalog_sha256` of the archive, to be noted.
 
     Returns:
         The split to use (that of the first start) and whether the run was finished already, for all its steps.
@@ -96,11 +108,16 @@ def begin_run(store: Store, config: TrainConfig, split: Split) -> tuple[Split, b
     Raises:
         Usage: the folder holds a run of another config; the fields that differ are named.
     """
-    wanted = {"config": config.model_dump(mode="json"), "split": asdict(split)}
+    wanted = {
+        "config": config.model_dump(mode="json"),
+        "split": asdict(split),
+        "archive_sha256": archive_sha256,
+        **_versions(),
+    }
     if store.write_new(STARTED, _dump(wanted)):
         return split, False
     found = _read_json(store, STARTED) or wanted
-    before = found["config"]
+    before = make_config(TrainConfig, found["config"], f"{store.url}/{STARTED}").model_dump(mode="json")
     differ = [
         name
         for name, value in wanted["config"].items()
@@ -116,24 +133,90 @@ def begin_run(store: Store, config: TrainConfig, split: Split) -> tuple[Split, b
     return _split(found["split"]), store.exists(FINISHED)
 
 
-def finish_run(store: Store, config: TrainConfig, split: Split, metrics: Mapping[str, Any]) -> Run:
-    """Write `run.json` for the checkpoint of the last step. Safe to repeat."""
-    model_key = f"{CHECKPOINTS}/{checkpoint_name(config.steps)}/{MODEL}"
+def started_on(store: Store) -> str:
+    """`catalog_sha256` of the archive when the run began; empty where nobody noted it."""
+    return str((_read_json(store, STARTED) or {}).get("archive_sha256", ""))
+
+
+def finish_run(
+    store: Store,
+    config: TrainConfig,
+    split: Split,
+    metrics: Mapping[str, Any],
+    *,
+    steps: int | None = None,
+    model_step: int | None = None,
+) -> Run:
+    """Write `run.json`. Safe to repeat.
+
+    Args:
+        store: the run's folder.
+        config: what it was trained with.
+        split: patients by part.
+        metrics: what came of it.
+        steps: how many were done; None: all.
+        model_step: the checkpoint that is the model; None: the last.
+    """
+    steps = config.steps if steps is None else steps
+    model_key = f"{CHECKPOINTS}/{checkpoint_name(steps if model_step is None else model_step)}/{MODEL}"
     facts = {
         "config": config.model_dump(mode="json"),
         "split": asdict(split),
-        "steps": config.steps,
+        "steps": steps,
         "metrics": dict(metrics),
         "model_key": model_key,
         "model_sha256": hashlib.sha256(store.read(model_key)).hexdigest(),
-        "code_version": __version__,
-        "environment": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "monai", "ray", "numpy", "tensorstore")},
-        },
+        "archive_sha256": started_on(store),
+        "cost": cost_so_far(store, config),
+        **_versions(),
     }
     store.write(FINISHED, _dump(facts))
     return open_run(store.url)
+
+
+def read_history(store: Store) -> list[dict[str, Any]]:
+    """The lines of `history.jsonl`, oldest first; none where nothing was trained yet."""
+    try:
+        return [json.loads(line) for line in store.read(HISTORY).splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def cost_so_far(store: Store, config: TrainConfig) -> dict[str, Any]:
+    """What training took, work that was lost and done again included.
+
+    Returns:
+        `attempts`; `worker_seconds`, wall time times workers, without the seconds in which a worker starts; and
+        where `config.node` names a machine of the price table: `node`, `dollars` on demand by the share of its
+        vCPUs that `config.cpus` asks for, and the table's `prices_date`.
+    """
+    attempts = [json.loads(store.read(info.key)) for info in store.list(ATTEMPTS)]
+    worker_seconds = sum(attempt["seconds"] * attempt["workers"] for attempt in attempts)
+    cost: dict[str, Any] = {"attempts": len(attempts), "worker_seconds": round(worker_seconds, 1)}
+    if config.node is not None:
+        prices = read_prices()
+        node = prices.nodes[config.node]
+        share = min(1.0, config.cpus / node.vcpus)
+        dollars = worker_seconds / 3600 * share * node.on_demand
+        cost |= {"node": config.node, "dollars": round(dollars, 4), "prices_date": prices.date}
+    return cost
+
+
+def catalog_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A digest of what scans an archive holds, of which input, with which labels; of any order."""
+    facts = sorted([row["scan_id"], row["patient_id"], row["input_sha256"], sorted(row["labels"])] for row in rows)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "code_version": __version__,
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{name: version(name) for name in ("torch", "monai", "ray", "numpy", "tensorstore")},
+        },
+    }
 
 
 def select_scans(
@@ -166,11 +249,6 @@ def select_scans(
             f"train with a larger share in split"
         )
     return chosen
-
-
-def checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint after `step` steps."""
-    return f"step-{step:08d}"
 
 
 def _split(parts: Mapping[str, Any]) -> Split:

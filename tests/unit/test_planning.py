@@ -12,7 +12,7 @@ from tomoray.errors import Fatal, Usage
 from tomoray.statistics.fingerprint import Fingerprint, HuStatistics, ScanFingerprint, Spread
 from tomoray.statistics.planning import plan_training, to_yaml
 from tomoray.statistics.step_memory import step_bytes
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import NetworkConfig, TrainConfig
 
 HU = HuStatistics(
     n_voxels=4, min=-900, max=300, mean=-100.0, std=1.0, percentile_0_5=-900.0, median=0.0, percentile_99_5=300.0
@@ -167,5 +167,5 @@ step(64)
 print(status("VmHWM") - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    patch_bytes, _ = step_bytes((64, 64, 64), [32, 64, 128], 3)
+    patch_bytes, _ = step_bytes((64, 64, 64), NetworkConfig(channels=[32, 64, 128]), 3)
     assert 1 <= 2 * patch_bytes / int(done.stdout) < 2

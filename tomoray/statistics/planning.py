@@ -233,7 +233,7 @@ def _fitted(sides: Sequence[int], classes: int) -> _Fit:
     multiple = 2**depth
     z, y, x = (max(2 * MIN_FEATURE_MAP, ceil(side / multiple) * multiple) for side in sides)
     channels = [min(MAX_CHANNELS, BASE_CHANNELS * 2**level) for level in range(depth + 1)]
-    patch_bytes, network_bytes = step_bytes((z, y, x), channels, classes)
+    patch_bytes, network_bytes = step_bytes((z, y, x), NetworkConfig(channels=channels), classes)
     return _Fit(patch_zyx=(z, y, x), channels=channels, patch_bytes=patch_bytes, network_bytes=network_bytes)
 
 

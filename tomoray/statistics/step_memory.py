@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from math import ceil, prod
 
 import torch
-from monai.losses.dice import DiceCELoss
 
 from tomoray.geometry import Zyx
 from tomoray.networks import build_network
-from tomoray.training.config import NetworkConfig
+from tomoray.training.config import LossConfig, NetworkConfig
+from tomoray.training.losses import segmentation_loss
 
 _KEPT_TO_PEAK = 2.0  # peak of a step by what autograd keeps: 1.5 to 1.95 measured on CPU
+_PATCH = 16  # voxels along an axis at the deepest level
 _BYTES_PER_WEIGHT = 16  # weight, gradient and Adam's two moments, float32
 
 
-def step_bytes(patch_zyx: Zyx, channels: Sequence[int], classes: int) -> tuple[int, int]:
+def step_bytes(patch_zyx: Zyx, network: NetworkConfig, classes: int) -> tuple[int, int]:
     """Peak memory of a training step: bytes for each patch of a batch, and bytes for the network alone.
 
     What autograd keeps for the backward pass is counted, and doubled for gradients and scratch space.
     """
-    kept_per_voxel, n_weights = _kept_by_autograd(tuple(channels), classes)
+    kept_per_voxel, n_weights = _kept_by_autograd(network.model_dump_json(), classes)
     return ceil(_KEPT_TO_PEAK * kept_per_voxel * prod(patch_zyx)), _BYTES_PER_WEIGHT * n_weights
 
 
 @cache
-def _kept_by_autograd(channels: tuple[int, ...], classes: int) -> tuple[float, int]:
+def _kept_by_autograd(config_json: str, classes: int) -> tuple[float, int]:
     """Bytes kept for each voxel of a patch, and the number of weights.
 
     The network and the loss run once on `meta` tensors, which have shapes but no data; each piece of memory counts
     once. All feature maps grow with the patch, so that any patch tells.
     """
-    side = 2 ** (len(channels) + 3)
+    config = NetworkConfig.model_validate_json(config_json)  # itself it has no hash
+    sides = [_PATCH * multiple for multiple in config.patch_multiple_zyx]
     with torch.device("meta"):
-        network = build_network(NetworkConfig(channels=list(channels)), classes)
-        image = torch.empty(1, 1, side, side, side)
-        truth = torch.empty(1, 1, side, side, side, dtype=torch.uint8)
+        network = build_network(config, classes)
+        image = torch.empty(1, 1, *sides)
+        truth = torch.empty(1, 1, *sides, dtype=torch.uint8)
     weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -47,8 +48,8 @@ def _kept_by_autograd(channels: tuple[int, ...], classes: int) -> tuple[float, i
             kept[storage._cdata] = storage
         return tensor
 
-    loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    loss = segmentation_loss(LossConfig())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss(network(image), truth)
     n_weights = sum(weight.numel() for weight in network.parameters())
-    return sum(storage.nbytes() for storage in kept.values()) / side**3, n_weights
+    return sum(storage.nbytes() for storage in kept.values()) / prod(sides), n_weights

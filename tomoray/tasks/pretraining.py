@@ -44,7 +44,7 @@ class Pretraining:
     def loss(self, networks: Networks, batch: Batch, training: str) -> Tensor:
         """Mean squared error of the hidden voxels, on the scale 0..1."""
         hidden = self._hidden(batch.image, [("train", number) for number in batch.samples])
-        filled = finest(networks[training](_with_holes(batch.image, hidden)))
+        filled = networks[training](_with_holes(batch.image, hidden))
         return ((filled - batch.image) ** 2)[hidden].mean()
 
     @torch.inference_mode()
@@ -84,11 +84,6 @@ class Pretraining:
         for axis, block in enumerate(block_zyx, start=2):
             hidden = hidden.repeat_interleave(block, dim=axis)
         return hidden.to(image.device)
-
-
-def finest(scores: Tensor | Sequence[Tensor]) -> Tensor:
-    """Of a network with deep supervision, what it says at full resolution."""
-    return scores if isinstance(scores, Tensor) else scores[0]
 
 
 def _with_holes(image: Tensor, hidden: Tensor) -> Tensor:

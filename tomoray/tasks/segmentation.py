@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 
 from tomoray.archive import Archive
@@ -16,6 +15,7 @@ from tomoray.patches import Batch
 from tomoray.predict import Segmenter
 from tomoray.tasks.task import Networks
 from tomoray.training.config import TrainConfig
+from tomoray.training.losses import segmentation_loss
 
 NETWORK = "network"
 
@@ -28,16 +28,15 @@ class Segmentation:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self._loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self._loss = segmentation_loss(config.loss)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """One network, with a class more than there are labels."""
         return {NETWORK: build_network(self._config.network, out_channels=len(self._config.labels) + 1)}
 
     def loss(self, networks: Networks, batch: Batch, training: str) -> Tensor:
-        """Dice and cross-entropy, averaged."""
-        found: Tensor = self._loss(networks[training](batch.image), batch.classes)
-        return found
+        """What `config.loss` names."""
+        return self._loss(networks[training](batch.image), batch.classes)
 
     def examine(self, networks: Networks, archive: Archive, scan_id: str) -> dict[str, Any]:
         """Dice per label."""

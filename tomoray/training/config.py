@@ -5,9 +5,9 @@ Each part that has settings of its own is a model of its own; a new setting belo
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tomoray.config import Config, Fraction, Positive, Url
 from tomoray.tasks.config import (
@@ -23,13 +23,90 @@ _NEED_LABELS = {"segmentation", "detection"}
 _USE_NETWORK = {"segmentation", "pretraining"}  # the others have networks of their own
 
 
-class NetworkConfig(Config):
-    """A network of `tomoray.networks` and its size."""
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{bounds[0]} is above {bounds[1]}; the lower bound comes first")
+    return bounds
 
-    name: Literal["unet"] = "unet"
+
+Angle = Annotated[float, Field(ge=0, le=180)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Factor = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(_ascending)]
+Factors = Annotated[tuple[_Factor, _Factor], AfterValidator(_ascending)]
+Shares = Annotated[tuple[_Share, _Share], AfterValidator(_ascending)]
+
+
+class NetworkConfig(Config):
+    """A network of `tomoray.networks` and its size (docs/networks.md).
+
+    What is left out depends on the network: `segresnet` has group norm, `swin_unetr` channels 24, 48, 96, 192.
+
+    Attributes:
+        channels: of each level, finest first; each level halves the patch.
+        residual_units: how deep each level is: convolutions of a residual unit (`unet`, `ra_unet`, `cab_unet`),
+            residual blocks (`segresnet`), transformer blocks (`swin_unetr`); 0 for none (`unet`, `dynunet`).
+        norm: `group` has 8 groups.
+        dropout: share of features dropped in training.
+        deep_supervision: coarser levels of the decoder are scored too.
+        slicewise: kernels and halvings within axial slices only, for thin patches or `patch_zyx: [1, y, x]`.
+    """
+
+    name: Literal["unet", "attention_unet", "ra_unet", "cab_unet", "segresnet", "dynunet", "swin_unetr"] = "unet"
     channels: Annotated[list[Positive], Field(min_length=2)] = [16, 32, 64, 128]
     residual_units: Annotated[int, Field(ge=0)] = 1
-    norm: Literal["instance", "batch"] = "instance"
+    norm: Literal["instance", "batch", "group"] = "instance"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deep_supervision: bool = False
+    slicewise: bool = False
+
+    @property
+    def patch_multiple_zyx(self) -> tuple[int, int, int]:
+        """What each side of a patch is a multiple of."""
+        halvings = 5 if self.name == "swin_unetr" else len(self.channels) - 1
+        return (1 if self.slicewise else 2**halvings, 2**halvings, 2**halvings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fills_in_what_suits_the_network(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and isinstance(fields.get("name"), str):
+            return {**_SUITS.get(fields["name"], {}), **fields}
+        return fields
+
+    @model_validator(mode="after")
+    def _network_has_what_is_asked(self) -> NetworkConfig:
+        name, channels = self.name, self.channels
+        if self.deep_supervision and name not in _DEEP:
+            raise ValueError(f"{name} has no deep supervision; {', '.join(_DEEP)} have")
+        if self.deep_supervision and len(channels) < 3:
+            raise ValueError(f"channels {channels}: deep supervision wants three levels at least")
+        if self.slicewise and name not in _SLICEWISE:
+            raise ValueError(f"{name} cannot be slicewise; {', '.join(_SLICEWISE)} can")
+        if self.norm == "group" and any(n % 8 for n in channels):
+            raise ValueError(f"channels {channels}: norm group wants multiples of 8")
+        if name == "attention_unet" and self.residual_units:
+            raise ValueError("attention_unet has no residual units: leave residual_units out")
+        if name not in ("unet", "attention_unet", "dynunet") and not self.residual_units:
+            raise ValueError(f"{name} wants residual_units of 1 at least")
+        doubling = [channels[0] * 2**level for level in range(4 if name == "swin_unetr" else len(channels))]
+        if name in ("segresnet", "swin_unetr") and channels != doubling:
+            raise ValueError(f"channels {channels}: those of {name} double from level to level, as {doubling}")
+        if name == "swin_unetr" and channels[0] % 12:
+            raise ValueError(f"channels {channels}: swin_unetr wants a multiple of 12 first")
+        return self
+
+
+_SUITS: dict[str, dict[str, Any]] = {
+    "attention_unet": {"residual_units": 0},
+    "ra_unet": {"residual_units": 2},
+    "cab_unet": {"residual_units": 2},
+    "segresnet": {"residual_units": 2, "norm": "group"},
+    "dynunet": {"residual_units": 0},
+    "swin_unetr": {"residual_units": 2, "channels": [24, 48, 96, 192]},
+}
+_DEEP = ("ra_unet", "cab_unet", "dynunet")
+_SLICEWISE = ("unet", "ra_unet", "cab_unet", "dynunet")
 
 
 class SplitConfig(Config):
@@ -47,19 +124,88 @@ class SplitConfig(Config):
 
 
 class LossConfig(Config):
-    """What a segmentation is trained to lessen."""
+    """What a segmentation is trained to lessen (docs/networks.md).
 
-    name: Literal["dice_ce"] = "dice_ce"
+    Attributes:
+        name: Dice and cross-entropy, Dice and focal, focal (Lin et al., ICCV 2017), Tversky (Salehi et al., MLMI 2017)
+            or focal Tversky (Abraham and Khan, ISBI 2019).
+        focal_gamma: how much easy voxels count less, in `focal` and `dice_focal`.
+        tversky_alpha: weight of voxels wrongly found.
+        tversky_beta: weight of voxels missed; the larger, the more is found of what is rare.
+        tversky_gamma: exponent of `focal_tversky`; below 1 hard classes count more.
+    """
+
+    name: Literal["dice_ce", "dice_focal", "focal", "tversky", "focal_tversky"] = "dice_ce"
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    tversky_alpha: Annotated[float, Field(ge=0)] = 0.3
+    tversky_beta: Annotated[float, Field(gt=0)] = 0.7
+    tversky_gamma: Annotated[float, Field(gt=0)] = 0.75
 
 
 class AugmentConfig(Config):
     """How patches are varied, so that a network learns what matters.
 
+    Every name of a transform is the probability that a sample gets it; ranges are drawn from evenly. Factors that may
+    lie on both sides of 1 lie below it in half the cases.
+
     Attributes:
+        preset: what the fields left out say: `none`, nothing but mirroring; `standard`, nnU-Net's default set (Isensee
+            et al., Nature Methods 2021), whose ranges are those below.
         mirror: along each axis, one time in two.
+        rotate: about the patch's middle, each axis by an angle of its own.
+        rotate_degrees: the largest angle about z, y and x. Axes under a third of the longest are not tilted.
+        scale: enlarge or shrink, all axes alike.
+        noise: Gaussian noise.
+        noise_sigma: 1 is the whole HU window.
+        blur: a Gaussian.
+        blur_sigma: voxels.
+        brightness: all values times a factor.
+        contrast: distance from the mean times a factor, within the patch's own range.
+        low_resolution: sampled down, nearest, and up again, cubic.
+        resolution_range: of the voxels an axis has, the share that is kept.
+        gamma: values to a power, the patch's mean and standard deviation kept.
+        gamma_inverted: the same on 1 - image.
     """
 
+    preset: Literal["none", "standard"] = "none"
     mirror: bool = True
+    rotate: Fraction = 0.0
+    rotate_degrees: tuple[Angle, Angle, Angle] = (30.0, 30.0, 30.0)
+    scale: Fraction = 0.0
+    scale_range: Factors = (0.7, 1.4)
+    noise: Fraction = 0.0
+    noise_sigma: Range = (0.0, 0.03)
+    blur: Fraction = 0.0
+    blur_sigma: Range = (0.5, 1.0)
+    brightness: Fraction = 0.0
+    brightness_range: Factors = (0.75, 1.25)
+    contrast: Fraction = 0.0
+    contrast_range: Factors = (0.75, 1.25)
+    low_resolution: Fraction = 0.0
+    resolution_range: Shares = (0.5, 1.0)
+    gamma: Fraction = 0.0
+    gamma_inverted: Fraction = 0.0
+    gamma_range: Factors = (0.7, 1.5)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fills_in_the_preset(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("preset") == "standard":
+            return {**_STANDARD_AUGMENTATION, **fields}
+        return fields
+
+
+_STANDARD_AUGMENTATION = {
+    "rotate": 0.2,
+    "scale": 0.2,
+    "noise": 0.1,
+    "blur": 0.2,
+    "brightness": 0.15,
+    "contrast": 0.15,
+    "low_resolution": 0.25,
+    "gamma": 0.3,
+    "gamma_inverted": 0.1,
+}
 
 
 class OptimizerConfig(Config):
@@ -67,12 +213,22 @@ class OptimizerConfig(Config):
 
     Attributes:
         name: AdamW (Loshchilov and Hutter, ICLR 2019), Adam, or SGD with Nesterov momentum 0.99.
+        schedule: how `learning_rate` goes to zero: `poly` as (1 - progress) ** 0.9 (Chen et al., TPAMI 2018), `cosine`
+            (Loshchilov and Hutter, ICLR 2017), or not at all.
+        warmup_steps: steps in which it rises from zero before.
         clip_norm: gradients longer than this are shortened to it.
+        accumulate: parts in which a worker goes through its share of a batch, one after the other: memory for one part.
+        ema_decay: the model is a running mean of the weights that forgets at this rate a step (Polyak and Juditsky,
+            1992); None: the weights themselves.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
+    accumulate: Positive = 1
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class TransferConfig(Config):
@@ -113,8 +269,18 @@ class TrainConfig(Config):
         classification: settings of that task, as are `detection`, `denoising`, `generation` and `pretraining`; a
             section of another task than `task` is an error.
         start_from: weights to begin with, instead of random ones.
-        workers: processes that train together.
+        checkpoint_every: steps; at most so many are done again after a loss.
+        keep: checkpoints kept for their scores, besides the last two.
+        validate_every: steps between validations on whole scans; None: after the last step only.
+        patience: validations in a row without a better score that end the training; None: all steps are done.
+        precision: `bf16` and `fp16` compute in half the bits where that is safe (Micikevicius et al., ICLR 2018).
+        distribute: `ddp` keeps the whole network in each worker, `fsdp` a share of it (Zhao et al., VLDB 2023).
+        compile: let torch.compile write the kernels; the first step takes minutes, each one after that less.
+        deterministic: the same weights to the last bit from the same config on the same kind of machine.
+        workers: processes that train together, or the fewest and the most of them: as many as there is room for.
+        cpus: threads of each worker.
         gpu: None uses a GPU per worker where the cluster has that many.
+        node: a kind of machine of the price table, by which the cost so far is reckoned; None: seconds only.
     """
 
     archive: Url | None = None
@@ -141,9 +307,18 @@ class TrainConfig(Config):
     steps: Positive = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     checkpoint_every: Annotated[int, Field(gt=0, description="steps")] = 100
+    keep: Positive = 1
+    validate_every: Annotated[int, Field(gt=0, description="steps")] | None = None
+    patience: Annotated[int, Field(gt=0, description="validations")] | None = None
     overlap: Annotated[float, Field(ge=0, lt=1, description="of windows, when predicting")] = 0.25
-    workers: Positive = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    distribute: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    deterministic: bool = False
+    workers: Positive | tuple[Positive, Positive] = 1
+    cpus: Positive = 1
     gpu: bool | None = None
+    node: str | None = None
     seed: int = 0
 
     @field_validator("labels")
@@ -158,6 +333,12 @@ class TrainConfig(Config):
         for name in [*self.contains, *(inner for inners in self.contains.values() for inner in inners)]:
             if name not in self.labels:
                 raise ValueError(f"contains names {name!r}, which is not among labels {self.labels}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_segmentation_scores_coarse_levels(self) -> TrainConfig:
+        if self.network.deep_supervision and self.task != "segmentation":
+            raise ValueError(f"network.deep_supervision belongs to segmentation; the task is {self.task}")
         return self
 
     @model_validator(mode="after")
@@ -204,15 +385,43 @@ class TrainConfig(Config):
     def _network_halves_patches_evenly(self) -> TrainConfig:
         if self.task not in _USE_NETWORK:
             return self
-        multiple = 2 ** (len(self.network.channels) - 1)
-        if any(side % multiple for side in self.patch_zyx):
+        multiples = self.network.patch_multiple_zyx
+        if any(side % multiple for side, multiple in zip(self.patch_zyx, multiples, strict=True)):
+            wanted = f"multiples of {multiples[1]}" + (" along y and x" if self.network.slicewise else "")
             raise ValueError(
-                f"patch_zyx {self.patch_zyx}: {len(self.network.channels)} channels want multiples of {multiple}"
+                f"patch_zyx {self.patch_zyx}: {self.network.name} with {len(self.network.channels)} channels wants "
+                f"{wanted}"
             )
+        if self.patch_zyx == multiples:
+            raise ValueError(f"patch_zyx {self.patch_zyx} is a single voxel at the deepest level; make it larger")
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without so many, training waits."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """More are of no use."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
     @model_validator(mode="after")
     def _every_worker_has_a_patch(self) -> TrainConfig:
-        if self.batch_size < self.workers:
-            raise ValueError(f"batch_size {self.batch_size} leaves some of {self.workers} workers without a patch")
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"workers {self.workers}: the fewest come first")
+        if self.batch_size < self.most_workers:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of {self.most_workers} workers without a patch")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_validations(self) -> TrainConfig:
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations; set validate_every too")
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up_before_the_end(self) -> TrainConfig:
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} leave none of {self.steps} steps")
         return self
