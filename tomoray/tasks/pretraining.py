@@ -45,7 +45,8 @@ class Pretraining:
         """Mean squared error of the hidden voxels, on the scale 0..1."""
         hidden = self._hidden(batch.image, [("train", number) for number in batch.samples])
         filled = networks[training](_with_holes(batch.image, hidden))
-        return ((filled - batch.image) ** 2)[hidden].mean()
+        error: Tensor = ((filled - batch.image) ** 2)[hidden].mean()
+        return error
 
     @torch.inference_mode()
     def examine(self, networks: Networks, archive: Archive, scan_id: str) -> dict[str, Any]:
