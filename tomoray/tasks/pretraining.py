@@ -44,8 +44,9 @@ class Pretraining:
     def loss(self, networks: Networks, batch: Batch, training: str) -> Tensor:
         """Mean squared error of the hidden voxels, on the scale 0..1."""
         hidden = self._hidden(batch.image, [("train", number) for number in batch.samples])
-        filled = finest(networks[training](_with_holes(batch.image, hidden)))
-        return ((filled - batch.image) ** 2)[hidden].mean()
+        filled = networks[training](_with_holes(batch.image, hidden))
+        error: Tensor = ((filled - batch.image) ** 2)[hidden].mean()
+        return error
 
     @torch.inference_mode()
     def examine(self, networks: Networks, archive: Archive, scan_id: str) -> dict[str, Any]:
@@ -84,11 +85,6 @@ class Pretraining:
         for axis, block in enumerate(block_zyx, start=2):
             hidden = hidden.repeat_interleave(block, dim=axis)
         return hidden.to(image.device)
-
-
-def finest(scores: Tensor | Sequence[Tensor]) -> Tensor:
-    """Of a network with deep supervision, what it says at full resolution."""
-    return scores if isinstance(scores, Tensor) else scores[0]
 
 
 def _with_holes(image: Tensor, hidden: Tensor) -> Tensor:

@@ -393,6 +393,12 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _only_segmentation_scores_coarse_levels(self) -> TrainConfig:
+        if self.network.deep_supervision and self.task != "segmentation":
+            raise ValueError(f"network.deep_supervision belongs to segmentation; the task is {self.task}")
+        return self
+
+    @model_validator(mode="after")
     def _settings_are_the_task_s(self) -> TrainConfig:
         for name in ("classification", "detection", "denoising", "generation", "pretraining"):
             if name != self.task and getattr(self, name) is not None:

@@ -30,6 +30,7 @@ from tomoray.tasks.task import Task
 from tomoray.training import sharding
 from tomoray.training.config import AugmentConfig, TrainConfig
 from tomoray.training.optimizers import MeanWeights, build_optimizer, learning_rate_at
+from tomoray.training.transfer import start_from
 
 Augment = Callable[[Batch, AugmentConfig, int], Batch]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,6 +78,8 @@ class Engine:
         _be_deterministic(config.deterministic)
         torch.manual_seed(config.seed)
         self._networks = {name: network.to(self._device) for name, network in task.build_networks().items()}
+        if config.start_from is not None:
+            start_from(self._networks, config.start_from)
         decay, copies = config.optimizer.ema_decay, deepcopy(self._networks)
         self._wrapped = {name: self._wrap(network) for name, network in self._networks.items()}
         self._learning = {
