@@ -62,7 +62,7 @@ def test_a_small_mask_is_one_request(tmp_path, make_volume):
 
 @pytest.mark.parametrize("harm", ["lost", "cut", "chunk", "index"])
 def test_damage_is_named_and_never_read_as_voxels(stored, harm):
-    volume, store = stored
+    _, store = stored
     key = "0/c/0/0/0"
     data = store.read(key)
     if harm == "lost":
