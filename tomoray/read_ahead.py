@@ -22,6 +22,7 @@ from tomoray.samples import Samples
 from tomoray.shards import Box
 from tomoray.training.config import TrainConfig
 
+MEGABYTE = 10**6
 _LOADERS = 16  # boxes under way at once: they wait for the store most of the time
 _BYTES_PER_VOXEL = 5  # of a patch: float32 and uint8
 
@@ -82,7 +83,7 @@ class ReadAhead:
 
     def __init__(self, samples: Samples, share: Share, config: TrainConfig, first_step: int) -> None:
         self._samples, self._share, self._patch_zyx = samples, share, config.patch_zyx
-        self._limit_bytes = config.stream.read_ahead_mb * 10**6
+        self._limit_bytes = config.stream.read_ahead_mb * MEGABYTE
         self._loaders = ThreadPoolExecutor(_LOADERS, "boxes")
         self._cutters = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "patches")
         self._next = self._foreseen = first_step

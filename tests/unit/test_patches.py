@@ -1,9 +1,11 @@
+import threading
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
+from tomoray import read_ahead
 from tomoray.archive import Archive
 from tomoray.config import Layout
 from tomoray.errors import Fatal
@@ -67,6 +69,88 @@ def test_resuming_at_a_step_goes_on_with_the_same_patches(archive):
     whole = images(PatchStream(archive, ["a", "b"], config()), 5)
     rest = images(PatchStream(archive, ["a", "b"], config(), start_step=3), 2)
     assert torch.equal(torch.stack(whole[3:]), torch.stack(rest))
+
+
+def rows(archive, rank, world_size, start_step, steps, **changes):
+    stream = PatchStream(
+        archive, ["a", "b"], config(batch_size=6, **changes), rank=rank, world_size=world_size, start_step=start_step
+    )
+    found = {}
+    for batch in islice(stream, steps):
+        found |= {
+            i: (image, classes) for i, image, classes in zip(batch.samples, batch.image, batch.classes, strict=True)
+        }
+    return found
+
+
+def test_resuming_amid_visits_with_other_workers_goes_on_with_the_same_patches(archive):
+    whole = rows(archive, 0, 1, 0, 9)
+    parts = {}
+    for start_step, workers in ((0, 2), (3, 1), (5, 3), (7, 2)):
+        for rank in range(workers):
+            parts |= rows(archive, rank, workers, start_step, 2 if start_step else 3)
+    assert sorted(parts) == sorted(whole) == list(range(54))
+    assert all(torch.equal(a, b) for i in whole for a, b in zip(whole[i], parts[i], strict=True))
+
+
+def test_a_patch_of_a_visit_is_what_cutting_it_alone_gives(archive):
+    stream = PatchStream(archive, ["a", "b"], config(spacing_zyx_mm=(1.3, 1.1, 1.2)))
+    for batch in islice(stream, 10):
+        for n, i in enumerate(batch.samples):
+            image, classes = stream.cut(stream.sample(i))
+            assert torch.equal(batch.image[n, 0], image)
+            assert torch.equal(batch.classes[n, 0], classes)
+
+
+def test_memory_for_what_is_read_ahead_stays_under_the_limit_and_patches_the_same(archive):
+    whole = rows(archive, 0, 1, 0, 6, patch_zyx=(24, 24, 24))
+    patch_bytes = 5 * 24**3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_ahead, "MEGABYTE", 1000)  # so that 512 "megabytes" are half of one
+        stream = PatchStream(archive, ["a", "b"], config(batch_size=6, patch_zyx=(24, 24, 24)))
+        tight = {i: image for batch in islice(stream, 6) for i, image in zip(batch.samples, batch.image, strict=True)}
+    assert all(torch.equal(whole[i][0], tight[i]) for i in whole)
+    assert 6 * patch_bytes < stream.stats.peak_bytes
+    assert stream.stats.peak_bytes <= 6 * patch_bytes + 6 * 4 * 24 * 30 * 36
+
+
+def test_a_cache_on_local_disk_spares_the_archive(archive, tmp_path):
+    changes = {"stream": {"cache_folder": str(tmp_path / "cache"), "cache_gb": 0.1}}
+    first, second = (PatchStream(archive, ["a", "b"], config(**changes)) for _ in range(2))
+    one, two = images(first, 8), images(second, 8)
+    assert torch.equal(torch.stack(one), torch.stack(two))
+    assert first.stats.fetched_bytes > 0
+    assert second.stats.cached_bytes > 0
+    assert second.stats.fetched_bytes < first.stats.fetched_bytes / 4  # it may look further ahead than the first did
+
+
+def test_it_says_what_it_read_and_how_long_training_waited(archive):
+    stream = PatchStream(archive, ["a", "b"], config())
+    assert stream.stats.requests_per_patch == stream.stats.starvation == 0
+    waited_s = sum(batch.waited_s for batch in islice(stream, 5))
+    stats = stream.stats
+    assert stats.patches == 10
+    assert stats.requests_per_patch == stats.requests / 10 > 0
+    assert stats.fetched_mb_per_patch == pytest.approx(stats.fetched_bytes / 1e7)
+    assert stats.fetched_bytes > 0
+    assert stats.waited_s == pytest.approx(waited_s)
+    assert 0 < stats.starvation <= 1
+
+
+def test_a_scan_that_lost_bytes_ends_the_stream_with_its_name(archive):
+    archive.store.delete(["scans/a/0/c/0/0/0", "scans/b/0/c/0/0/0"])
+    with pytest.raises(Fatal, match="missing or damaged"):
+        images(PatchStream(archive, ["a", "b"], config()), 50)
+
+
+def test_no_thread_outlives_the_stream(archive):
+    before = set(threading.enumerate())
+    stream = iter(PatchStream(archive, ["a", "b"], config()))
+    next(stream)
+    stream.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=30)
+    assert set(threading.enumerate()) <= before
 
 
 def test_another_seed_gives_other_patches(archive):
