@@ -20,6 +20,14 @@ UNET = NetworkConfig(channels=[4, 8, 16], residual_units=0, norm="batch")
 SHAPE = (24, 32, 32)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny networks are faster so
+    yield
+    torch.set_num_threads(threads)
+
+
 def unet(classes, seed):
     torch.manual_seed(seed)
     return build_network(UNET, classes)
