@@ -49,7 +49,14 @@ class Greedy(Fit):
 
 def config(**changes):
     changes["optimizer"] = {"name": "sgd", **changes.get("optimizer", {})}
-    values = {"labels": ["a"], "patch_zyx": (8, 8, 8), "batch_size": 3, "steps": 50, "learning_rate": 0.001}
+    values = {
+        "labels": ["a"],
+        "patch_zyx": (8, 8, 8),
+        "network": {"channels": [4, 8]},
+        "batch_size": 3,
+        "steps": 50,
+        "learning_rate": 0.001,
+    }
     return TrainConfig.model_validate({**values, **changes})
 
 
