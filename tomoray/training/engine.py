@@ -130,7 +130,8 @@ class Engine:
             batch = _to_device(batch, self._device)
             if self._augment is not None:
                 batch = self._augment(batch, self._config.augment, self._config.seed)
-            parts = list(_parts(batch, self._config.optimizer.accumulate))
+            smallest = self._config.batch_size // self._world_size
+            parts = list(_parts(batch, min(self._config.optimizer.accumulate, smallest)))  # FSDP: as many on each
             rate = self.learning_rate
             for name, optimizer in self._optimizers.items():
                 for group in optimizer.param_groups:
@@ -336,9 +337,8 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """A batch in at most `count` parts of nearly even size."""
+    """A batch in `count` parts of nearly even size."""
     size = len(batch.samples)
-    count = min(count, size)
     edges = [round(n * size / count) for n in range(count + 1)]
     if count == 1:
         yield batch
