@@ -169,7 +169,16 @@ def check_alike(runs: Sequence[Run]) -> None:
 
 
 def load_network(run: Run) -> nn.Module:
-    """The network of a finished run with its weights. Raises `Fatal` where they do not fit."""
+    """The network of a finished run with its weights.
+
+    Raises:
+        Usage: it is of another task than segmentation.
+        Fatal: the weights do not fit.
+    """
+    if run.config.task != "segmentation":
+        raise Usage(
+            f"run {run.store.url} learned {run.config.task}; wanted one of task segmentation, which makes masks"
+        )
     network = build_network(run.config.network, out_channels=len(run.config.labels) + 1)
     weights = torch.load(io.BytesIO(run.read_model()), map_location="cpu", weights_only=True)
     try:

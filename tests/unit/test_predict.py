@@ -163,6 +163,12 @@ def test_runs_are_loaded_together(tmp_path):
     torch.testing.assert_close(together, sum(alone) / 2)
 
 
+def test_a_run_of_another_task_makes_no_masks(tmp_path):
+    run = make_run(tmp_path / "a", task="pretraining")
+    with pytest.raises(Usage, match=r"run .*a learned pretraining; wanted one of task segmentation"):
+        load_segmenter(run)
+
+
 @pytest.mark.parametrize("change", [{"labels": ["lungs", "heart"]}, {"spacing_zyx_mm": (1, 1, 1)}])
 def test_runs_that_differ_are_not_loaded_together(tmp_path, change):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **change)]

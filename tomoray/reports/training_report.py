@@ -90,13 +90,14 @@ def render(report: TrainingReport) -> str:
     window_hu = (float(report.config["hu_window"][0]), float(report.config["hu_window"][1]))
     cases = "".join(_case(case, report.focus, window_hu) for case in report.cases)
     scores = sorted({name for line in history for name in line.get("scores", {})})
+    families = list(dict.fromkeys(name.split("/")[0] for name in scores))
     losses = sorted({name for line in history for name in line.get("losses", {})})
     body = [
         f'<h1>{escape(report.title)}</h1><p class="lead">{escape(_lead(report))}</p>',
         _cards(report),
         '<div class="columns">',
         _chart("Loss", {"loss": _points(history, "loss"), **{n: _points(history, "losses", n) for n in losses}}),
-        _chart("Validation", {name: _points(history, "scores", name) for name in scores}, top=1.0, marked=True),
+        *(_scores(history, name, [each for each in scores if each.split("/")[0] == name]) for name in families),
         _chart("Learning rate", {"learning rate": _points(history, "learning_rate")}),
         _chart(
             "Waiting for data",
@@ -119,7 +120,9 @@ def _lead(report: TrainingReport) -> str:
     config, done = report.config, report.history[-1]["step"] if report.history else 0
     held = ", ".join(f"{number} {part}" for part, number in report.patients.items())
     what = ", ".join(config["labels"]) or config["task"]
-    return f"{what} by {config['network']['name']}: {done} of {config['steps']} steps. Patients: {held}."
+    if config["task"] == "segmentation":
+        what += f" by {config['network']['name']}"
+    return f"{what}: {done} of {config['steps']} steps. Patients: {held}."
 
 
 def _cards(report: TrainingReport) -> str:
@@ -153,6 +156,13 @@ def _points(history: Sequence[Mapping[str, Any]], *path: str) -> list[tuple[floa
         if value is not None and math.isfinite(value):
             found.append((float(line["step"]), float(value)))
     return found
+
+
+def _scores(history: Sequence[Mapping[str, Any]], family: str, names: Sequence[str]) -> str:
+    """One score of validation with what stands beside it: its labels, its baseline."""
+    series = {name: _points(history, "scores", name) for name in names}
+    share = all(0 <= value <= 1 for points in series.values() for _, value in points)
+    return _chart(f"Validation: {family}", series, top=1.0 if share else None, marked=True)
 
 
 def _chart(
