@@ -8,8 +8,8 @@
 - ray (`--ray`): the same as ours through `jobs.train`, so that what Ray Train adds can be stated.
 
 Each runs in processes of its own, one thread each, each pinned to one core, so that reading takes its time from the
-step. They take turns; medians are given. The losses of bare and ours are compared to six decimals. The first steps, which
-allocate, are left out.
+step. They take turns; medians are given. The losses of bare and ours are compared to six decimals. The first steps,
+which allocate, are left out.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_a_run_that_still_trains_has_a_report(store):
     result = report.run(ReportConfig(run=store.url))
     page = store.read("report.html").decode()
     assert (result["steps"], result["report"]) == (200, store.child("report.html").url)
-    for heading in ("Loss", "Validation", "Learning rate", "Waiting for data", "Config", "Environment"):
+    for heading in ("Loss", "Validation: dice", "Learning rate", "Waiting for data", "Config", "Environment"):
         assert f"<h2>{heading}</h2>" in page
     assert "200 of 300 steps. Patients: 2 train, 1 validation, 0 test." in page
     assert "best dice, at step 200" in page
