@@ -21,7 +21,7 @@ import typer
 
 from cluster import archive_commands, catalog_commands, catalog_views, run_commands, views
 from cluster.answers import DONE, FAILED, INTERRUPTED, Answer, explain, show, show_failure
-from cluster.flags import ArchiveUrl, Debug, Json
+from cluster.flags import ArchiveUrl, Debug, Json, TrainingSource
 from cluster.flags import make_config_from_flags as _config
 from cluster.flags import run_job as _run
 from tomoray import __version__
@@ -161,14 +161,7 @@ def preprocess(
 
 @app.command()
 def train(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RECIPE",
-            help="TrainConfig as YAML, or a name from `tomoray recipes`.",
-            autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
-        ),
-    ],
+    config: TrainingSource,
     archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
     out: Annotated[str | None, typer.Option(metavar="RUN", help="Where checkpoints and metrics go.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that train together.")] = None,

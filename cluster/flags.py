@@ -9,10 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tomoray.config import Config, ConfigT, load_config, make_config
+from tomoray.config import Config, ConfigT, load_config, make_config, recipe_names
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; logs and bars stay on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the workers print.")]
+TrainingSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG|RECIPE",
+        help="TrainConfig as YAML, or a name from `tomoray recipes`.",
+        autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
+    ),
+]
 ArchiveUrl = Annotated[str, typer.Argument(metavar="ARCHIVE", help="A path, or s3://bucket/prefix.")]
 
 

@@ -11,8 +11,8 @@ import typer
 
 from cluster import views
 from cluster.answers import Answer
-from cluster.flags import Debug, Json, make_config_from_flags, run_job
-from tomoray.config import ExportConfig, ReportConfig, recipe_names
+from cluster.flags import Debug, Json, TrainingSource, make_config_from_flags, run_job
+from tomoray.config import ExportConfig, ReportConfig
 from tomoray.training.config import CrossValidateConfig, TrainConfig
 
 app = typer.Typer()
@@ -20,14 +20,7 @@ app = typer.Typer()
 
 @app.command()
 def cross_validate(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|RECIPE",
-            help="TrainConfig as YAML, or a name from `tomoray recipes`.",
-            autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
-        ),
-    ],
+    config: TrainingSource,
     archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Where RUN/fold-0, fold-1, … go.")] = None,
     folds: Annotated[

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import combinations
@@ -255,28 +255,19 @@ class _Board:
 
 @contextmanager
 def _follow(board: Any, advance: Advance) -> Iterator[None]:
-    """Move the progress bar as word comes, in a thread: `fit` holds the main one."""
-    ended = threading.Event()
+    """Move the progress bar as word comes."""
+    shown = 0
 
-    def watch() -> None:
-        shown = 0
-        while True:
-            last = ended.wait(_SHOW_EVERY_S)
-            line = ray.get(board.read.remote())
-            if line:
-                scores = "".join(f" {name} {score:.3f}" for name, score in list(line.get("scores", {}).items())[:1])
-                advance(line["step"] - shown, f"loss {line['loss']:.3f}{scores}")
-                shown = line["step"]
-            if last:
-                return
+    def look() -> None:
+        nonlocal shown
+        line = ray.get(board.read.remote())
+        if line:
+            scores = "".join(f" {name} {score:.3f}" for name, score in list(line.get("scores", {}).items())[:1])
+            advance(line["step"] - shown, f"loss {line['loss']:.3f}{scores}")
+            shown = line["step"]
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with _every(_SHOW_EVERY_S, look):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _report(run: Run) -> None:
@@ -290,20 +281,31 @@ def _report(run: Run) -> None:
 
 @contextmanager
 def _tracked(config: TrainConfig) -> Iterator[None]:
-    """Keep TensorBoard and MLflow up to the history, in a thread. That they fail is no reason to stop training."""
+    """Keep TensorBoard and MLflow up to the history. That they fail is no reason to stop training."""
+
+    def track_once() -> None:
+        try:
+            track_run(open_store(str(config.out)), config)
+        except TomoRayError as error:
+            console.print(f"not tracked: {error}", markup=False)
+
+    with _every(_TRACK_EVERY_S, track_once):
+        yield
+
+
+@contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call again and again, and once more at the end, in a thread: `fit` holds the main one."""
     ended = threading.Event()
 
-    def watch() -> None:
+    def repeat() -> None:
         while True:
-            last = ended.wait(_TRACK_EVERY_S)
-            try:
-                track_run(open_store(str(config.out)), config)
-            except TomoRayError as error:
-                console.print(f"not tracked: {error}", markup=False)
+            last = ended.wait(seconds)
+            call()
             if last:
                 return
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
