@@ -53,6 +53,7 @@ PATCH = (SIDE, SIDE, SIDE)
 LABEL = "lungs"
 FOREGROUND = 1 / 3
 WINDOW = (-1000.0, 400.0)
+ARCHIVES = {"archive": Layout(), "archive-lz4": Layout(codec="lz4")}
 MIRRORS = ((1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, 1, 1))
 Patches = Iterator[int]  # how many came at once
 
@@ -230,14 +231,15 @@ def prepare(series: Path, folder: Path) -> None:
             whole = source.scan(source.scan_ids()[0]).read()
         body = np.stack([ndimage.binary_fill_holes(plane) for plane in whole.image_zyx > -300])
         mask = (body & (whole.image_zyx < -500)).astype(np.uint8)
-        archive = Archive.create(str(folder / "archive"), Layout())
+        archives = [Archive.create(str(folder / name), layout) for name, layout in ARCHIVES.items()]
         for n, mirror in enumerate(MIRRORS):
             if (folder / f"{n}.done").exists():
                 continue
             turn = tuple(slice(None, None, step) for step in mirror)
             image, lungs = np.ascontiguousarray(whole.image_zyx[turn]), np.ascontiguousarray(mask[turn])
             info = dataclasses.replace(whole.info, scan_id=f"{n:016x}")
-            archive.write_scan(dataclasses.replace(whole, image_zyx=image, labels={LABEL: lungs}, info=info))
+            for archive in archives:
+                archive.write_scan(dataclasses.replace(whole, image_zyx=image, labels={LABEL: lungs}, info=info))
             np.save(folder / f"{n}.npy", image)
             np.save(folder / f"{n}_mask.npy", lungs)
             for name, voxels in (("ct", image), ("lungs", lungs)):
@@ -249,9 +251,10 @@ def prepare(series: Path, folder: Path) -> None:
     client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1")
     client.create_bucket(Bucket="bench")
     bucket = open_store("s3://bench")
-    for path in sorted((folder / "archive").rglob("*")):
-        if path.is_file():
-            bucket.write(str(path.relative_to(folder)), path.read_bytes())
+    for name in ARCHIVES:
+        for path in sorted((folder / name).rglob("*")):
+            if path.is_file():
+                bucket.write(str(path.relative_to(folder)), path.read_bytes())
 
 
 def truth(folder: Path, scan: int, corner: tuple[int, int, int]) -> tuple[Any, Any]:
@@ -314,6 +317,8 @@ def ours(url: str, patches_per_visit: int, *, augmented: bool = False, cached: b
         def patches() -> Patches:
             from tomoray.training.augment import augment
 
+            if augmented:
+                torch.set_num_threads(2)  # others may use two processes
             for batch in stream:
                 if augmented:
                     augment(batch, config.augment, 0)
@@ -573,14 +578,18 @@ def torchio() -> Callable[..., Peer]:
 
 
 DISK, S3 = "{folder}/archive", "s3://bench/archive"
+DISK_LZ4, S3_LZ4 = "{folder}/archive-lz4", "s3://bench/archive-lz4"
 PEERS: dict[str, Callable[[Path, int], Peer]] = {
     "tomoray, disk": ours(DISK, 4),
     "tomoray, disk, 8 patches a visit": ours(DISK, 8),
     "tomoray, disk, 1 patch a visit": ours(DISK, 1),
+    "tomoray, disk, lz4": ours(DISK_LZ4, 4),
+    "tomoray, disk, lz4, 8 patches a visit": ours(DISK_LZ4, 8),
     "tomoray, disk, augmented": ours(DISK, 4, augmented=True),
     "tomoray, S3": ours(S3, 4),
     "tomoray, S3, 8 patches a visit": ours(S3, 8),
     "tomoray, S3, 1 patch a visit": ours(S3, 1),
+    "tomoray, S3, lz4, 8 patches a visit": ours(S3_LZ4, 8),
     "tomoray, S3, cache full": ours(S3, 4, cached=True),
     "nnU-Net, its blosc2 files, 2 processes": nnunet(augmented=False),
     "nnU-Net, augmented, 2 processes": nnunet(augmented=True),

@@ -101,8 +101,8 @@ def array_metadata(array_zyx: Image | Mask, layout: Layout) -> dict[str, Any]:
     chunks = layout.chunk_zyx
     rounded = [-(-n // chunk) * chunk for n, chunk in zip(array_zyx.shape, chunks, strict=True)]
     blosc = {
-        "cname": "zstd",
-        "clevel": layout.zstd_level,
+        "cname": layout.codec,
+        "clevel": layout.zstd_level if layout.codec == "zstd" else _LZ4_LEVEL,
         "shuffle": "shuffle",
         "typesize": array_zyx.dtype.itemsize,
         "blocksize": prod(chunks) * array_zyx.dtype.itemsize,  # a chunk is read whole: faster both ways, and smaller
@@ -197,6 +197,7 @@ def _region(index: tuple[int, ...], shard_zyx: list[int], shape: tuple[int, ...]
 
 
 _PUTS = 4
+_LZ4_LEVEL = 5  # blosc's own default
 _NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
 _WRITING = {**_NO_CACHE, "data_copy_concurrency": {"limit": 1}}  # tasks fill the cores, one each
 

@@ -67,7 +67,7 @@ class _Visit:
     scan: OpenScan
     region: Future[Region]
     size_bytes: int
-    left: set[int]  # samples still to be cut
+    left: dict[int, Sample]  # by number: those still to be cut
     under_way: int = 0  # samples being cut
 
 
@@ -129,7 +129,7 @@ class ReadAhead:
             self._visits[visit] = _Visit(scan=scan, region=region, size_bytes=size, left=left)
         shape = (len(numbers), *self._patch_zyx)
         image, classes = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
-        found = [self._samples.sample(i) for i in numbers]
+        found = [self._visits[visit].left[i] for visit, i in zip(visits, numbers, strict=True)]
         with self._lock:
             for visit in visits:
                 self._visits[visit].under_way += 1
@@ -151,12 +151,13 @@ class ReadAhead:
                     self._loaders.submit(self._samples.scan, scan_id)
             self._foreseen += 1
 
-    def _plan(self, number: int) -> tuple[OpenScan, Box, set[int], int]:
+    def _plan(self, number: int) -> tuple[OpenScan, Box, dict[int, Sample], int]:
         """A visit's scan, the box and the samples that are still wanted of it, and the bytes of the box."""
         first = self._next * self._share.batch_size
-        left = {i for i in self._samples.order.samples(number) if i >= first and i in self._share}
+        numbers = [i for i in self._samples.order.samples(number) if i >= first and i in self._share]
+        left = {i: self._samples.sample(i) for i in numbers}
         scan = self._samples.scan(self._samples.scan_id(number))
-        box = scan.box([self._samples.sample(i).corner_zyx for i in left])
+        box = scan.box([sample.corner_zyx for sample in left.values()])
         return scan, box, left, scan.size_bytes(box)
 
     def _cut(self, number: int, i: int, sample: Sample, image: Tensor, classes: Tensor) -> None:
@@ -164,7 +165,7 @@ class ReadAhead:
         visit.scan.cut(visit.region.result(), sample, image, classes)
         with self._lock:
             visit.under_way -= 1
-            visit.left.discard(i)
+            del visit.left[i]
             if not visit.left:
                 self._let_go(number)
 

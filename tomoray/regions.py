@@ -107,7 +107,7 @@ class OpenScan:
         sides = []
         for axis in range(3):
             along = [corner[axis] for corner in corners]
-            sides.append(slice(self._taps(axis, min(along)).start, self._taps(axis, max(along)).stop))
+            sides.append(slice(self._span(axis, min(along))[0], self._span(axis, max(along))[1]))
         return sides[0], sides[1], sides[2]
 
     def size_bytes(self, box: Box) -> int:
@@ -154,19 +154,21 @@ class OpenScan:
         self, region: Region, sample: Sample, image: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8]
     ) -> None:
         """The same where target voxels are stored ones."""
-        inside, window, mirror = [], [], []
-        for axis, corner in enumerate(sample.corner_zyx):
-            start, stop = max(corner, 0), min(corner + image.shape[axis], self._grid.stored_shape_zyx[axis])
-            stop = max(start, stop)
-            inside.append(slice(start - corner, stop - corner))
-            window.append(slice(start - region.origin_zyx[axis], stop - region.origin_zyx[axis]))
-            mirror.append(slice(None, None, -1 if sample.flips[axis] else 1))
+        inside, window = [], []
+        for axis, (corner, size, flip) in enumerate(zip(sample.corner_zyx, image.shape, sample.flips, strict=True)):
+            start = max(corner, 0)
+            stop = max(start, min(corner + size, self._grid.stored_shape_zyx[axis]))
+            first = start - region.origin_zyx[axis]
+            if flip:
+                inside.append(slice(corner + size - stop, corner + size - start))
+            else:
+                inside.append(slice(start - corner, stop - corner))
+            window.append(_side(first, first + stop - start, flip))
         low, high = self._config.hu_window
-        patch, patch_classes = image[tuple(mirror)], classes[tuple(mirror)]
-        voxels, here = patch[tuple(inside)], patch_classes[tuple(inside)]
-        if voxels.size < patch.size:
-            patch[...] = AIR_HU - low
-            patch_classes[...] = 0
+        voxels, here = image[tuple(inside)], classes[tuple(inside)]
+        if voxels.size < image.size:
+            image[...] = AIR_HU - low
+            classes[...] = 0
         np.subtract(region.image[tuple(window)], np.float32(low), out=voxels, dtype=np.float32)
         np.divide(image, np.float32(high - low), out=image)
         np.clip(image, 0, 1, out=image)
@@ -174,7 +176,23 @@ class OpenScan:
         for number, mask in enumerate(region.masks, start=1):
             np.maximum(here, mask[tuple(window)] * np.uint8(number), out=here)
 
+    def _span(self, axis: int, corner: int) -> tuple[int, int]:
+        """First stored voxel along an axis that a patch needs, and one past the last."""
+        if self._grid.step_zyx[axis] == 1:  # as linear_taps says, sooner
+            last = self._grid.stored_shape_zyx[axis] - 1
+            end = corner + self._config.patch_zyx[axis] - 1
+            return min(max(corner, 0), last), min(max(end, 0), last) + 1
+        taps = self._taps(axis, corner)
+        return taps.start, taps.stop
+
     def _taps(self, axis: int, corner: int) -> Taps:
         return linear_taps(
             corner, self._config.patch_zyx[axis], self._grid.step_zyx[axis], self._grid.stored_shape_zyx[axis]
         )
+
+
+def _side(start: int, stop: int, flip: bool) -> slice:
+    """From `start` to `stop`, or the same backwards."""
+    if not flip:
+        return slice(start, stop)
+    return slice(stop - 1, start - 1 if start else None, -1)

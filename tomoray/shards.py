@@ -1,8 +1,7 @@
 """Boxes of sharded Zarr arrays, read with few and large requests.
 
 Of a shard, the index is read once and kept; then the chunks of a box, neighbours in one request, also across a gap
-that costs less to read than another request. TensorStore decodes them, in its own threads, and checks their CRC-32C.
-Any Zarr v3 array with one level of sharding will do. Nothing decoded is kept.
+that costs less to read than another request. The caller's thread decodes them (`chunk_codec`). Nothing decoded is kept.
 
 With a cache on local disk, objects are read in blocks, and each block is fetched once for all processes of the node.
 """
@@ -13,26 +12,26 @@ import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorstore as ts
 
 from tomoray.block_cache import BlockCache
+from tomoray.chunk_codec import ChunkCodec, decode_index
 from tomoray.errors import Fatal
 from tomoray.storage import Store
 
 Box = tuple[slice, slice, slice]
+_Place = tuple[int, int, tuple[int, ...]]  # a chunk's first byte in its shard, one past the last, and which it is
 
 _GAP = 512 * 2**10  # bytes between chunks that are read along: about what a request costs (docs/patches.md)
 _PROBE = 256 * 2**10  # most shards of masks are smaller, so that one request gets them whole
 _BLOCK = 2**20
 _ABSENT = 2**64 - 1
-_NOWHERE: Any = {"driver": "memory"}
 
 
 class Reads:
@@ -76,14 +75,15 @@ class Reader:
 
         return self._kept(f"{key} whole", fetch)
 
-    def size(self, key: str) -> int:
-        """An object's length in bytes."""
+    def read_end(self, key: str, length: int) -> bytes:
+        """The last bytes of an object, fewer where it is shorter."""
 
-        def ask() -> bytes:
-            self._reads.count(requests=1)
-            return self.store.stat(key)[0].to_bytes(8, "little")
+        def fetch() -> bytes:
+            data = self.store.read_end(key, length)
+            self._reads.count(requests=1, fetched_bytes=len(data))
+            return data
 
-        return int.from_bytes(self._kept(f"{key} size", ask), "little")
+        return self._kept(f"{key} end {length}", fetch)
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         """Bytes of an object, fewer where it ends before."""
@@ -178,18 +178,14 @@ class ShardedArray:
             self.chunk_zyx: tuple[int, ...] = tuple(inner["chunk_shape"])
             self._shard_zyx = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
             self._separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
-            self._index_codecs, self._index_at_end = inner["index_codecs"], inner["index_location"] == "end"
-            if sharding["name"] != "sharding_indexed" or metadata["chunk_key_encoding"]["name"] != "default":
-                raise ValueError("not sharded")
+            self._index_codecs = inner["index_codecs"]
+            self._codec = ChunkCodec(inner["codecs"])
+            if (sharding["name"], inner["index_location"]) != ("sharding_indexed", "end"):
+                raise ValueError("not sharded, or the index stands first")
         except (ValueError, KeyError, TypeError) as error:
             raise Fatal(f"{reader.store.url}/{path} is no sharded array as tomoray preprocess stores") from error
         self.dtype = np.dtype(metadata["data_type"])
         self._counts = tuple(shard // chunk for shard, chunk in zip(self._shard_zyx, self.chunk_zyx, strict=True))
-        self._chunks = {
-            "data_type": metadata["data_type"],
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.chunk_zyx}},
-            "codecs": inner["codecs"],
-        }
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The voxels of a box within the array.
@@ -205,93 +201,58 @@ class ShardedArray:
         for chunk in itertools.product(*ranges):
             shard = tuple(at // count for at, count in zip(chunk, self._counts, strict=True))
             wanted.setdefault(shard, []).append(chunk)
-        low = [side.start for side in ranges]
-        chunks: dict[str, bytes] = {}
+        voxels = np.empty([side.stop - side.start for side in box], self.dtype)
+        decoded = np.empty(self.chunk_zyx, self.dtype)
         for shard, members in wanted.items():
-            for chunk, data in zip(members, self._encoded(shard, members), strict=True):
-                chunks["c/" + "/".join(str(at - first) for at, first in zip(chunk, low, strict=True))] = data
-        shape = [
-            min(side.stop * chunk, size) - side.start * chunk
-            for side, chunk, size in zip(ranges, self.chunk_zyx, self.shape_zyx, strict=True)
-        ]
-        inside = tuple(
-            slice(side.start - first * chunk, side.stop - first * chunk)
-            for side, first, chunk in zip(box, low, self.chunk_zyx, strict=True)
-        )
-        return self._decode({**self._chunks, "shape": shape}, chunks, inside)
+            key = f"{self._path}/c{self._separator}" + self._separator.join(str(at) for at in shard)
+            for chunk, encoded in self._encoded(key, members):
+                try:
+                    self._codec.decode(encoded, decoded)
+                except ValueError as error:
+                    raise self._damaged(key, str(error)) from error
+                inside, outside = zip(*map(_overlap, chunk, self.chunk_zyx, box), strict=True)
+                voxels[outside] = decoded[inside]
+        return voxels
 
-    def _encoded(self, shard: tuple[int, ...], chunks: Sequence[tuple[int, ...]]) -> list[bytes]:
-        """The bytes of chunks of one shard."""
-        key = f"{self._path}/c{self._separator}" + self._separator.join(str(at) for at in shard)
+    def _encoded(self, key: str, chunks: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], bytes]]:
+        """Chunks of one shard and their bytes, one request's at a time."""
         try:
             found = self._index(key)
-            numbers = [
-                int(
-                    np.ravel_multi_index(tuple(at % n for at, n in zip(chunk, self._counts, strict=True)), self._counts)
-                )
-                for chunk in chunks
-            ]
-            places = [(int(found.index[n, 0]), int(found.index[n, 0] + found.index[n, 1])) for n in numbers]
-            if any(found.index[n, 0] == _ABSENT for n in numbers):
-                raise self._damaged(key, "a chunk is not there")
+            places = []
+            for chunk in chunks:
+                within = tuple(at % count for at, count in zip(chunk, self._counts, strict=True))
+                start, length = (int(part) for part in found.index[np.ravel_multi_index(within, self._counts)])
+                if start == _ABSENT:
+                    raise self._damaged(key, "a chunk is not there")
+                places.append((start, start + length, chunk))
             if found.data is not None:
-                return [found.data[start:stop] for start, stop in places]
-            parts: dict[tuple[int, int], bytes] = {}
-            for run in _runs(sorted(set(places))):
+                yield from ((chunk, found.data[start:stop]) for start, stop, chunk in places)
+                return
+            for run in _runs(sorted(places)):
                 begin = run[0][0]
-                data = self._reader.read_range(key, begin, max(stop for _, stop in run))
-                parts.update({(start, stop): data[start - begin : stop - begin] for start, stop in run})
+                data = self._reader.read_range(key, begin, run[-1][1])
+                yield from ((chunk, data[start - begin : stop - begin]) for start, stop, chunk in run)
         except FileNotFoundError as error:
             raise self._damaged(key, "no such object") from error
-        return [parts[place] for place in places]
 
     def _index(self, key: str) -> _Shard:
         name = (self._reader.store.url, key)
         known = self._indices.get(name)
         if known is not None:
             return _Shard(index=known, data=None)
-        length = prod(self._counts) * 16 + 4 * any(codec["name"] == "crc32c" for codec in self._index_codecs)
-        data, size = b"", _PROBE
-        if self.dtype.itemsize == 1:
-            data = self._reader.read_range(key, 0, _PROBE)
-            size = len(data)
-        if size == _PROBE:
-            data = b""
-            start = self._reader.size(key) - length if self._index_at_end else 0
-            encoded = self._reader.read_range(key, start, start + length)
+        length = prod(self._counts) * 16 + 4
+        data = self._reader.read_range(key, 0, _PROBE) if self.dtype.itemsize == 1 else b""
+        if 0 < len(data) < _PROBE:
+            encoded = data[-length:]
         else:
-            encoded = data[-length:] if self._index_at_end else data[:length]
-        metadata = {
-            "data_type": "uint64",
-            "shape": (prod(self._counts), 2),
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (prod(self._counts), 2)}},
-            "codecs": self._index_codecs,
-        }
-        index = self._decode(metadata, {"c/0/0": encoded}, (slice(None), slice(None)))
+            data, encoded = b"", self._reader.read_end(key, length)
+        try:
+            index = decode_index(self._index_codecs, encoded)
+        except ValueError as error:
+            raise self._damaged(key, str(error)) from error
         if not data:
             self._indices.put(name, index)
         return _Shard(index=index, data=data or None)
-
-    def _decode(self, metadata: dict[str, Any], chunks: dict[str, bytes], box: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Part of an unsharded array whose chunks are at hand."""
-        array = {
-            "zarr_format": 3,
-            "node_type": "array",
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0,
-            **metadata,
-        }
-        spec = {"driver": "zarr3", "kvstore": _NOWHERE, "metadata": array, "fill_missing_data_reads": False}
-        try:
-            opened = ts.open(spec, create=True, context=ts.Context(_LIMITS)).result()
-            objects = opened.kvstore
-            assert objects is not None
-            for key, data in chunks.items():
-                objects[key] = data
-            decoded: npt.NDArray[Any] = opened[box].read().result()
-        except ValueError as error:
-            raise self._damaged(self._path, str(error).split(" [")[0][:200]) from error
-        return decoded
 
     def _damaged(self, key: str, found: str) -> Fatal:
         return Fatal(
@@ -300,12 +261,15 @@ class ShardedArray:
         )
 
 
-_LIMITS = {"cache_pool": {"total_bytes_limit": 0}}
+def _overlap(chunk: int, size: int, side: slice) -> tuple[slice, slice]:
+    """What of a chunk lies in the side of a box, counted from the chunk's begin and from the side's."""
+    start, stop = max(chunk * size, side.start), min((chunk + 1) * size, side.stop)
+    return slice(start - chunk * size, stop - chunk * size), slice(start - side.start, stop - side.start)
 
 
-def _runs(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Sorted ranges in groups of one request each."""
-    run: list[tuple[int, int]] = []
+def _runs(places: Iterable[_Place]) -> Iterator[list[_Place]]:
+    """Sorted places in groups of one request each."""
+    run: list[_Place] = []
     for place in places:
         if run and place[0] - run[-1][1] > _GAP:
             yield run

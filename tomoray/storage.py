@@ -74,6 +74,13 @@ class Store:
             key, lambda: bytes(obstore.get_range(self._place.reader, path, start=start, length=length))
         )
 
+    def read_end(self, key: str, length: int) -> bytes:
+        """The last `length` bytes; all where there are fewer. Raises `FileNotFoundError`."""
+        options: Any = {"range": {"suffix": length}}
+        return self._patiently(
+            key, lambda: bytes(obstore.get(self._place.reader, self._path(key), options=options).bytes())
+        )
+
     def write(self, key: str, data: bytes) -> None:
         """Put an object in one step: readers see the old bytes or the new ones, never a part."""
         try:

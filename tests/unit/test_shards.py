@@ -10,14 +10,18 @@ from tomoray.errors import Fatal
 from tomoray.shards import Indices, Reader, Reads, ShardedArray
 
 BOXES = [(0, 37, 0, 50, 0, 41), (3, 20, 30, 50, 16, 17), (36, 37, 49, 50, 40, 41), (16, 32, 16, 32, 16, 32)]
-LAYOUTS = [Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=1), Layout()]
+LAYOUTS = [
+    Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=1),
+    Layout(),
+    Layout(codec="lz4", chunk_zyx=(32, 16, 8)),
+]
 
 
 def box(z0, z1, y0, y1, x0, x1):
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
 
-@pytest.fixture(params=LAYOUTS, ids=["several shards", "default layout"])
+@pytest.fixture(params=LAYOUTS, ids=["several shards", "default layout", "lz4, uneven chunks"])
 def stored(request, tmp_path, make_volume):
     volume = make_volume()
     archive = Archive.create(str(tmp_path / "archive"), request.param)
