@@ -5,7 +5,7 @@ Sample i of a run is a pure function of (seed, i): `sampling` says which. Step s
 reads or on how many do, and a run resumes anywhere by starting at that step.
 
 For a visit, one box of each array is read, which holds all of its patches that this worker takes; it is let go of with
-the last of them. Threads read boxes and cut patches: obstore, TensorStore and NumPy all work without the GIL, so one
+the last of them. Threads read boxes and cut patches: obstore, blosc and NumPy all work without the GIL, so one
 process feeds a machine. What is held is counted in bytes before it is read, and bounded by `stream.read_ahead_mb`.
 """
 
