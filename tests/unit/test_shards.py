@@ -80,10 +80,19 @@ def test_damage_is_named_and_never_read_as_voxels(stored, harm):
     assert "\n" not in str(caught.value)
 
 
-def test_an_array_that_is_not_sharded_is_named(stored):
+@pytest.mark.parametrize("change", ["not sharded", "index first", "gzip", "big endian"])
+def test_an_array_that_is_stored_otherwise_is_named(stored, change):
     _, store = stored
     metadata = json.loads(store.read("0/zarr.json"))
-    metadata["codecs"] = metadata["codecs"][0]["configuration"]["codecs"]
+    inner = metadata["codecs"][0]["configuration"]
+    if change == "not sharded":
+        metadata["codecs"] = inner["codecs"]
+    elif change == "index first":
+        inner["index_location"] = "start"
+    elif change == "gzip":
+        inner["codecs"][1] = {"name": "gzip", "configuration": {"level": 1}}
+    else:
+        inner["codecs"][0]["configuration"]["endian"] = "big"
     store.write("0/zarr.json", json.dumps(metadata).encode())
     with pytest.raises(Fatal, match="no sharded array"):
         ShardedArray(Reader(store, Reads()), "0", Indices())

@@ -16,6 +16,9 @@ def test_reads_back_what_was_written_whole_and_in_part(tmp_path):
     store.write("a/b", b"12345")
     assert store.read("a/b") == b"12345"
     assert store.read_range("a/b", 1, 2) == b"23"
+    assert [store.read_end("a/b", n) for n in (2, 5, 9)] == [b"45", b"12345", b"12345"]
+    with pytest.raises(FileNotFoundError):
+        store.read_end("a/c", 2)
     assert (tmp_path / "new" / "place" / "a" / "b").read_bytes() == b"12345"
 
 
