@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import numpy as np
-
+from tomoray.reports.charts import curves
 from tomoray.reports.pages import render_page, section, write_page
 from tomoray.reports.pictures import LUNG_WINDOW_HU, Case, draw, views
 
@@ -71,7 +70,9 @@ def render(report: Report) -> str:
         section("Held-out patients: Dice", f'<div class="card">{_dice_table(report)}</div>'),
         section("Slices: truth and prediction", _legend(report.focus) + "".join(cases)) if cases else "",
         '<div class="columns">',
-        section("Training loss", f'<div class="card">{_curve(report.history)}</div>') if report.history else "",
+        section("Training loss", f'<div class="card">{curves("loss", {"loss": report.history})}</div>')
+        if report.history
+        else "",
         section("Stages", f'<div class="card">{_stage_table(report.stages)}</div>') if report.stages else "",
         section("Cohort", f'<div class="card">{_cohort(report)}</div>'),
         section("Versions", f'<div class="card">{_facts(report.versions)}</div>') if report.versions else "",
@@ -158,40 +159,6 @@ def _case(case: Case, report: Report) -> str:
         f'<article class="card case"><header><h3 class="mono">{escape(case.patient_id)}</h3>{scores}'
         f"<span>{z:.2f} x {y:.2f} x {x:.2f} mm</span></header>"
         f'<div class="views">{figures}</div></article>'
-    )
-
-
-def _curve(history: Sequence[tuple[int, float]]) -> str:
-    """Loss over steps: each value faint, their running mean strong."""
-    width, height, left, bottom = 560, 260, 46, 34
-    steps = np.array([step for step, _ in history], dtype=np.float64)
-    losses = np.array([loss for _, loss in history], dtype=np.float64)
-    top = float(losses.max()) or 1.0
-    first, span = steps[0], max(float(steps[-1] - steps[0]), 1.0)
-
-    def points(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
-        x = left + (steps - first) / span * (width - left - 8)
-        y = 8 + (1 - values / top) * (height - bottom - 8)
-        return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-
-    reach = max(1, len(losses) // 40)
-    edges = np.pad(losses, reach, mode="edge")
-    smooth = np.convolve(edges, np.ones(2 * reach + 1) / (2 * reach + 1), mode="valid")
-    grid = "".join(
-        f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{top * part:.2f}</text>'
-        for part in (0.0, 0.25, 0.5, 0.75, 1.0)
-        for y in (8 + (1 - part) * (height - bottom - 8),)
-    )
-    ticks = "".join(
-        f'<text x="{left + part * (width - left - 8):.1f}" y="{height - 12}" text-anchor="{anchor}">'
-        f"{first + part * span:.0f}</text>"
-        for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
-    )
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="loss over training steps">'
-        f"{grid}{ticks}"
-        f'<polyline class="raw" points="{points(losses)}"/><polyline class="smooth" points="{points(smooth)}"/></svg>'
     )
 
 
