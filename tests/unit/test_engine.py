@@ -1,4 +1,5 @@
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ def assert_close(one, two):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, two[name])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="wants a C++ compiler: apt install g++")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # PyTorch 2.13, of itself
+def test_a_compiled_network_learns_the_same():
+    assert_close(weights_after(3, compile=True), weights_after(3))
 
 
 def test_a_step_is_the_step_of_a_bare_loop():
