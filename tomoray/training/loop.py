@@ -47,6 +47,7 @@ class Worker:
         device: where it computes.
         noticed: whether the machine is about to go; a call that all workers make together.
         post: tell whoever watches about a new line of the history; rank 0 only.
+        goes_on: whether training is worth it still, by the line of a validation that was just saved; rank 0 only.
     """
 
     rank: int = 0
@@ -54,6 +55,7 @@ class Worker:
     device: str = "cpu"
     noticed: Callable[[], bool] = field(default=lambda: False)
     post: Callable[[Line], None] = field(default=lambda line: None)
+    goes_on: Callable[[Line], bool] = field(default=lambda line: True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +155,8 @@ class Loop:
     def _train(self, batches: Generator[Batch, None, None]) -> Literal["done", "preempted"]:
         config, engine = self._config, self._engine
         line = _Sum(engine.steps_done)
+        if not self._goes_on():  # a loop that was killed had asked, and did not hear the answer
+            return "done"
         while not self._ended():
             since = time.perf_counter()
             batch = next(batches)
@@ -171,9 +175,18 @@ class Loop:
                 noticed = self._worker.noticed()
             if validates or noticed or done % config.checkpoint_every == 0:
                 self._save()
+            if validates and not self._goes_on():
+                return "done"
             if noticed and not self._ended():
                 return "preempted"
         return "done"
+
+    def _goes_on(self) -> bool:
+        """What rank 0 is told about the newest line, where that is of a validation."""
+        if not (self._history and self._history[-1].get("scores")):
+            return True
+        told = self._worker.rank != 0 or self._worker.goes_on(self._history[-1])
+        return _from_rank_0(told, self._worker.world_size)
 
     def _ended(self) -> bool:
         """All steps are done, or validations have not become better for too long."""
@@ -293,7 +306,7 @@ class Loop:
         self._first_step = self._engine.steps_done
         if self._worker.rank == 0:
             self._write_history()
-            for line in self._history[-1:]:
+            for line in self._history:
                 self._worker.post(line)
         return list(troubles)
 
