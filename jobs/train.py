@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -25,6 +25,7 @@ from tomoray.catalog import Catalog, Split, split_by_patient
 from tomoray.config import ReportConfig
 from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.ingest.estimate import read_prices
+from tomoray.lease import RUN_MARK, Lease, Progress
 from tomoray.patches import require_labels
 from tomoray.progress import console
 from tomoray.runs import (
@@ -77,7 +78,8 @@ def run(config: TrainConfig, *, fit: Fit | None = None, pictures: int = _PICTURE
 
     Args:
         config: what, on which archive, and where to.
-        fit: what trains; None: workers of Ray Train, with a table of metrics on stderr.
+        fit: what trains, where a tuning has the folder to itself; None: workers of Ray Train, with a table of metrics
+            on stderr.
         pictures: scans in the report.
 
     Returns:
@@ -88,31 +90,13 @@ def run(config: TrainConfig, *, fit: Fit | None = None, pictures: int = _PICTURE
 
     Raises:
         Usage: no archive or run named, or the run's folder holds another config.
-        Fatal: the archive has too few patients, lacks a label, has changed since the run began, or training failed.
+        Fatal: the archive has too few patients, lacks a label, has changed since the run began; another process trains
+            there; or training failed.
     """
     began = time.monotonic()
     job = prepare(config)
-    config, store = job.config, open_store(str(job.config.out))
-    split, finished = begin_run(store, config, job.split, _archive_sha256(job.rows, job.split))
-    job = replace(job, split=split, scans=_scans_by_part(job.rows, split, config.labels))
-    if finished:
-        return _result(open_run(store.url), job.scans, began, first_step=config.steps, already_done=True)
-    _check_archive_is_the_same(store, job.archive, _archive_sha256(job.rows, split))
-    outcome = (fit or _fit)(job)
-    checkpoints = _checkpoints(store, config, job.task)
-    best = checkpoints.best() if config.validate_every is not None else checkpoints.describe(outcome.steps)
-    metrics = {
-        "loss": loss_curve(outcome.history)[-1][1],
-        "loss_curve": loss_curve(outcome.history),
-        "step_seconds": outcome.step_seconds,
-        "waiting_seconds": outcome.waiting_seconds,
-        "validation": dict(best.scores) if best else {},
-        "damaged_checkpoints": list(outcome.troubles),
-    }
-    model_step = best.step if best else outcome.steps
-    run_now = finish_run(store, config, split, metrics, steps=outcome.steps, model_step=model_step)
-    _report(run_now, pictures)
-    return _result(run_now, job.scans, began, first_step=outcome.first_step, already_done=False)
+    with Lease(open_store(str(job.config.out)), Progress(), mark=RUN_MARK) if fit is None else nullcontext():
+        return _run(job, fit or _fit, pictures, began)
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -132,6 +116,30 @@ def prepare(config: TrainConfig) -> Job:
     _check_classes(archive, scans, config.labels)
     _check_capacity(config)
     return Job(config=config, archive=archive, rows=rows, split=split, scans=scans, task=make_task(config, rows))
+
+
+def _run(job: Job, fit: Fit, pictures: int, began: float) -> dict[str, Any]:
+    config, store = job.config, open_store(str(job.config.out))
+    split, finished = begin_run(store, config, job.split, _archive_sha256(job.rows, job.split))
+    job = replace(job, split=split, scans=_scans_by_part(job.rows, split, config.labels))
+    if finished:
+        return _result(open_run(store.url), job.scans, began, first_step=config.steps, already_done=True)
+    _check_archive_is_the_same(store, job.archive, _archive_sha256(job.rows, split))
+    outcome = fit(job)
+    checkpoints = _checkpoints(store, config, job.task)
+    best = checkpoints.best() if config.validate_every is not None else checkpoints.describe(outcome.steps)
+    metrics = {
+        "loss": loss_curve(outcome.history)[-1][1],
+        "loss_curve": loss_curve(outcome.history),
+        "step_seconds": outcome.step_seconds,
+        "waiting_seconds": outcome.waiting_seconds,
+        "validation": dict(best.scores) if best else {},
+        "damaged_checkpoints": list(outcome.troubles),
+    }
+    model_step = best.step if best else outcome.steps
+    run_now = finish_run(store, config, split, metrics, steps=outcome.steps, model_step=model_step)
+    _report(run_now, pictures)
+    return _result(run_now, job.scans, began, first_step=outcome.first_step, already_done=False)
 
 
 def _fit(job: Job) -> Outcome:

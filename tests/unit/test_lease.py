@@ -12,11 +12,11 @@ import time
 import pytest
 
 from cluster import watch
+from tomoray import lease as leases
 from tomoray.archive import Archive
 from tomoray.config import Layout
 from tomoray.errors import Fatal
-from tomoray.ingest import lease as leases
-from tomoray.ingest.lease import MARK, Lease, Progress, read_run
+from tomoray.lease import MARK, Lease, Progress, read_run
 from tomoray.storage import open_store
 
 

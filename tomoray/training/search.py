@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -37,6 +37,9 @@ _FIXED = {  # by the first part of a path
     **dict.fromkeys(("workers", "cpus", "gpu", "node", "tracking", "checkpoint_every", "keep"), "it changes no score"),
 }
 _VALIDATIONS = 10
+_ENDED = ("done", "stopped")
+
+State = Literal["waiting", "training", "done", "stopped", "failed"]
 _DIGITS = 4  # significant ones, of numbers that are drawn
 _IDLE_DRAWS = 200  # for each trial, before a space counts as exhausted
 
@@ -58,7 +61,7 @@ class ParameterConfig(Config):
 
     @model_validator(mode="after")
     def _is_one_of_them(self) -> ParameterConfig:
-        if len(self.model_fields_set) != 1 or None in self.model_dump(include=self.model_fields_set).values():
+        if sum(each is not None for each in (self.choice, self.uniform, self.log_uniform, self.integers)) != 1:
             raise ValueError(f"wanted one of {', '.join(type(self).model_fields)}")
         bounds = self.uniform or self.log_uniform or self.integers
         if bounds is not None and bounds[0] >= bounds[1]:
@@ -203,6 +206,12 @@ class TuneConfig(Config):
                 return list(found.values())
         raise ValueError(f"space has {len(found)} different points, and trials is {self.trials}; lower trials")
 
+    def fields_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a trial as a user would write them, without `out`: what was not given has its default."""
+        fields = self._fields_with({**values, "validate_every": self.base.validate_every})
+        fields.pop("out", None)
+        return fields
+
     def config_of(self, trial: Trial) -> TrainConfig:
         """The config of one trial, as a run of its own. Raises `ValueError` where it is no config."""
         base = self.base
@@ -260,6 +269,34 @@ class Trial:
     def name(self) -> str:
         """Of its folder."""
         return f"trial-{self.number:03d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How a trial stands.
+
+    Attributes:
+        name: of its folder.
+        values: by the path of a field.
+        state: `done`: all steps; `stopped`: ended early, and a finished run all the same.
+        steps: how many are done.
+        score: the best one of its validations; None: there was none.
+        best_step: after which it was measured.
+        message: why it failed.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    state: State = "waiting"
+    steps: int = 0
+    score: float | None = None
+    best_step: int | None = None
+    message: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is a finished run."""
+        return self.state in _ENDED
 
 
 def _check_path(path: str) -> None:

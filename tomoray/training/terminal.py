@@ -1,20 +1,24 @@
-"""How a training goes, on stderr: a live table in a terminal, a line for each validation elsewhere."""
+"""How a training or a tuning goes, on stderr: a live table in a terminal, a line for each validation elsewhere."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tomoray.progress import console
+from tomoray.training.search import Standing
 
 _ROWS = 8  # validations in the table: the newest, and the best one before them
 _DRAWS_PER_S = 2
+_STYLES = {"training": "bold", "waiting": "dim", "stopped": "dim", "failed": "red"}
 
 Line = Mapping[str, Any]
 
@@ -102,6 +106,47 @@ class Metrics:
     def _best(self) -> Line | None:
         scored = [line for line in self._validations if self._monitor in line["scores"]]
         return max(scored, key=lambda line: self._sign * line["scores"][self._monitor], default=None)
+
+
+def trials_table(standings: Sequence[Standing], monitor: str, steps: int, most: int | None = None) -> Table:
+    """How trials stand, in the order given, one a row.
+
+    Args:
+        standings: of the trials.
+        monitor: the score that counts.
+        steps: of a whole trial.
+        most: rows; None: all of them.
+    """
+    paths = sorted({path for each in standings for path in each.values})
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("trial")
+    table.add_column("state")
+    for name in ("steps", monitor, "best at", *paths):
+        table.add_column(escape(name), justify="right")
+    for each in standings[:most]:
+        table.add_row(
+            each.name,
+            each.state,
+            f"{each.steps}/{steps}",
+            "-" if each.score is None else f"{each.score:.3f}",
+            "-" if each.best_step is None else str(each.best_step),
+            *(escape(value_text(each.values[path])) for path in paths),
+            style=_STYLES.get(each.state),
+        )
+    if most is not None and len(standings) > most:
+        table.add_row(f"and {len(standings) - most} more", style="dim")
+    return table
+
+
+def value_text(value: Any) -> str:
+    """A value of a search space as a person would write it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(
+            value_text(each) if key == "name" else f"{key} {value_text(each)}" for key, each in value.items()
+        )
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @contextmanager
