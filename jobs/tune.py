@@ -116,11 +116,12 @@ def _tune(tuning: Tuning, trials: Sequence[Trial], unfinished: Sequence[Trial], 
         for step, score in tuning.scores(read_history(tuning.run_store(trial))):
             scheduler.judge(trial.name, step, score)
     alone = {"cpu": base.cpus, "gpu": 1 if base.gpu else 0}
+    starts_others = {"memory": 1}  # a byte: nothing at all is refused
     by_name = {trial.name: tuning.config.config_of(trial).model_dump(mode="json") for trial in unfinished}
     try_one = tune.with_parameters(_try, configs=by_name, monitor=tuning.monitor, referee=referee)
     with tempfile.TemporaryDirectory(prefix="tomoray-tune-") as notes:
         tuner = tune.Tuner(
-            tune.with_resources(try_one, alone if _is_alone(base) else {"cpu": 0}),
+            tune.with_resources(try_one, alone if _is_alone(base) else starts_others),
             param_space={"name": tune.grid_search([trial.name for trial in unfinished])},
             tune_config=tune.TuneConfig(
                 scheduler=scheduler,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from ray import train
+from ray.exceptions import OutOfMemoryError
 from ray.train import torch as train_torch
 
 from tomoray.archive import Archive
@@ -26,6 +27,7 @@ from tomoray.tasks.choice import make_task
 from tomoray.training.augment import augment
 from tomoray.training.config import TrainConfig
 from tomoray.training.loop import Line, Loop, Outcome, Worker
+from tomoray.training.memory import advice
 from tomoray.training.tracking import track_run
 
 MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
@@ -119,7 +121,7 @@ def _run_workers(config: TrainConfig, scans: Scans, watcher: Watcher) -> Outcome
     try:
         found = trainer.fit().return_value
     except train.TrainingFailedError as error:
-        raise _cause(error) from error
+        raise _cause(error, config) from error
     assert isinstance(found, Outcome)
     return found
 
@@ -130,6 +132,7 @@ def _work(job: Mapping[str, Any]) -> Outcome:
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
+        neighbours=context.get_local_world_size(),
         device=str(train_torch.get_device()),
         noticed=lambda: train.get_preemption_info() is not None,
         **_told(job["watcher"]),
@@ -161,7 +164,7 @@ class _StopsAtFatal(train.UserCallback):
                 raise cause
 
 
-def _cause(error: train.TrainingFailedError) -> Exception:
+def _cause(error: train.TrainingFailedError, config: TrainConfig) -> Exception:
     """The first worker's own error if we raised it on purpose, else one line about it."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     causes = [_root(failure) for _, failure in sorted(failures.items())]
@@ -169,6 +172,8 @@ def _cause(error: train.TrainingFailedError) -> Exception:
         if isinstance(cause, TomoRayError):
             return cause
     line = " ".join(str(causes[0]).split())[:300]
+    if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+        return Fatal(f"training was ended {MAX_FAILURES + 1} times as its machine had no memory left; {advice(config)}")
     return Fatal(f"training failed after {MAX_FAILURES} restarts: {type(causes[0]).__name__}: {line}")
 
 

@@ -28,6 +28,7 @@ from tomoray.tasks.task import Task
 from tomoray.training.checkpoints import Checkpoints, pack, unpack
 from tomoray.training.config import TrainConfig
 from tomoray.training.engine import Engine
+from tomoray.training.memory import Shortage, explained_shortage
 
 T = TypeVar("T")
 Line = dict[str, Any]
@@ -44,6 +45,7 @@ class Worker:
     """One of the processes that train together.
 
     Attributes:
+        neighbours: workers on this machine, itself included.
         device: where it computes.
         noticed: whether the machine is about to go; a call that all workers make together.
         post: tell whoever watches about a new line of the history; rank 0 only.
@@ -52,6 +54,7 @@ class Worker:
 
     rank: int = 0
     world_size: int = 1
+    neighbours: int = 1
     device: str = "cpu"
     noticed: Callable[[], bool] = field(default=lambda: False)
     post: Callable[[Line], None] = field(default=lambda line: None)
@@ -111,7 +114,13 @@ class Loop:
         self._train_scans, self._validation_scans = scans
         varied = None if augment is None else partial(augment, spacing_zyx_mm=config.spacing_zyx_mm)
         self._engine = Engine(
-            task, config, worker.device, rank=worker.rank, world_size=worker.world_size, augment=varied
+            task,
+            config,
+            worker.device,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            neighbours=worker.neighbours,
+            augment=varied,
         )
         self._checkpoints = Checkpoints(
             store.child(CHECKPOINTS),
@@ -226,10 +235,11 @@ class Loop:
             return {}
         networks = self._engine.networks_for_use()
         worker = self._worker
-        mine = [
-            self._task.examine(networks, self._archive, scan_id)
-            for scan_id in self._validation_scans[worker.rank :: worker.world_size]
-        ]
+        with explained_shortage("validation", self._config):
+            mine = [
+                self._task.examine(networks, self._archive, scan_id)
+                for scan_id in self._validation_scans[worker.rank :: worker.world_size]
+            ]
         return self._task.score([found for share in _gather(mine, worker.world_size) for found in share])
 
     def _note(self, line: _Sum, scores: dict[str, float]) -> None:
@@ -333,6 +343,8 @@ class _Together(Exception):
 def _together(call: Callable[[], T]) -> T:
     try:
         return call()
+    except Shortage:  # of this machine
+        raise
     except Fatal as error:
         raise _Together(str(error)) from error
 
