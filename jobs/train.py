@@ -95,7 +95,9 @@ def run(config: TrainConfig, *, fit: Fit | None = None, pictures: int = _PICTURE
     """
     began = time.monotonic()
     job = prepare(config)
-    with Lease(open_store(str(job.config.out)), Progress(), mark=RUN_MARK) if fit is None else nullcontext():
+    with (
+        Lease(open_store(str(job.config.out)), Progress(), mark=RUN_MARK, waits=True) if fit is None else nullcontext()
+    ):
         return _run(job, fit or _fit, pictures, began)
 
 

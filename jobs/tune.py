@@ -75,7 +75,7 @@ def run(config: TuneConfig) -> dict[str, Any]:
     store = open_store(base.out)
     config = config.model_copy(update={"archive": job.archive.url, "out": store.url})  # trials live in other folders
     tuning = Tuning(store=store, config=config, monitor=job.task.monitor, higher_is_better=job.task.higher_is_better)
-    with Lease(store, Progress(), mark=RUN_MARK):
+    with Lease(store, Progress(), mark=RUN_MARK, waits=True):
         begin_tuning(store, config)
         ranking, trained = _rank_trials(tuning, job.config)
     best = ranking[0]

@@ -21,6 +21,7 @@ from typing import Any
 
 from tomoray.errors import Fatal, TomoRayError
 from tomoray.multiscale import to_json
+from tomoray.progress import console
 from tomoray.storage import Store
 
 MARK = "run.json"  # of archives
@@ -56,6 +57,8 @@ class Lease:
         store: an archive, a run, a tuning.
         progress: written down with the mark.
         mark: key of the mark.
+        waits: wait, a minute at most, until the mark of another machine is renewed or stale, rather than take its
+            process for alive: so a job goes on by itself that a cluster starts anew elsewhere.
 
     Raises:
         Fatal: on entering, where another job writes there.
@@ -65,8 +68,8 @@ class Lease:
         ...     lease.check()
     """
 
-    def __init__(self, store: Store, progress: Progress, *, mark: str = MARK) -> None:
-        self._store, self._key = store, mark
+    def __init__(self, store: Store, progress: Progress, *, mark: str = MARK, waits: bool = False) -> None:
+        self._store, self._key, self._waits = store, mark, waits
         self._progress = progress
         me, host = os.getpid(), socket.gethostname()
         self._me = {"host": host, "pid": me, "born": _born(me), "id": os.urandom(8).hex()}
@@ -99,6 +102,8 @@ class Lease:
         if self._store.write_new(self._key, self._mark()):
             return
         other = self._other()  # not so where an answer was lost, and the mark that is there is our own
+        if self._waits and other is not None:
+            other = self._last_sign(other)
         if other is not None and not _is_dead(other):
             watch = f" (tomoray watch {self._store.url})" if self._key == MARK else ""
             raise Fatal(
@@ -106,6 +111,18 @@ class Lease:
                 f"or stop it: a machine that is gone holds its place for {STALE_S:.0f} s"
             )
         self._store.write(self._key, self._mark())
+
+    def _last_sign(self, other: dict[str, Any]) -> dict[str, Any] | None:
+        """The mark of another machine once it was renewed, is stale, or is gone (None)."""
+        if other["host"] != socket.gethostname() and not _is_dead(other):
+            console.print(f"waiting for a sign of process {other['pid']} on {other['host']}, a minute at most")
+        while other["host"] != socket.gethostname() and not _is_dead(other):
+            time.sleep(1)
+            now = self._other()
+            if now is None or now["id"] != other["id"] or now["age_s"] < other["age_s"]:
+                return now
+            other = now
+        return other
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
