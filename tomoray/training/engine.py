@@ -28,9 +28,10 @@ from tomoray.errors import Fatal, Usage
 from tomoray.patches import Batch
 from tomoray.tasks.task import Task
 from tomoray.training import sharding
-from tomoray.training.config import AugmentConfig, TrainConfig
+from tomoray.training.config import TrainConfig
 from tomoray.training.memory import bounded, explained_shortage, free_memory
 from tomoray.training.optimizers import MeanWeights, build_optimizer, learning_rate_at
+from tomoray.training.sample_config import AugmentConfig
 from tomoray.training.transfer import start_from
 
 Augment = Callable[[Batch, AugmentConfig, int], Batch]
