@@ -3,6 +3,7 @@
 import json
 import re
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import yaml
@@ -51,6 +52,14 @@ def standings_of(found):
         standing_of(found, third, curves[2], "failed", "the loss is no number"),
         standing_of(found, fourth, [], "waiting"),
     ]
+
+
+def test_the_example_in_the_docs_is_a_tuning():
+    text = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
+    fields = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
+    assert fields["train"] == "my.yaml"
+    train = {"labels": ["lungs"], "steps": 8000, "validate_every": 500}
+    assert len(make_config(TuneConfig, {**fields, "train": train}).all_trials()) == 24
 
 
 def test_finished_trials_are_ranked_by_their_best_score_before_all_others(tmp_path):
