@@ -1,11 +1,13 @@
 """A step that does not fit says what to lower before the machine kills it."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tomoray.errors import Fatal
-from tomoray.patches import Batch
+from tomoray.patches import Batch, PatchStream
+from tomoray.tasks.choice import make_task
 from tomoray.training import engine as engines
 from tomoray.training import memory
 from tomoray.training.config import TrainConfig
@@ -128,3 +130,37 @@ def test_this_machine_has_memory():
 
 def test_a_shortage_ends_training_and_is_no_refusal():
     assert issubclass(Shortage, Fatal)
+
+
+TASKS = {
+    "segmentation": {"labels": ["lungs"], "network": {"channels": [4, 8]}, "precision": "bf16"},
+    "deep": {"labels": ["lungs"], "network": {"name": "dynunet", "channels": [4, 8, 8], "deep_supervision": True}},
+    "detection": {"labels": ["lungs"], "detection": {"anchors_zyx": [[8, 8, 8]], "levels": 1, "channels": 8}},
+    "classification": {"labels": ["lungs"], "classification": {"label": "lungs", "network": "small"}},
+    "denoising": {"denoising": {"generator": [4, 8, 8]}},
+    "generation": {},
+    "pretraining": {"network": {"channels": [4, 8]}, "pretraining": {"block_zyx": [8, 8, 8]}},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_first_step_of_every_task_can_be_watched(tiny_archive, monkeypatch, name):
+    image, mask = np.zeros((32, 32, 32)), np.zeros((32, 32, 32), np.uint8)
+    mask[8:20, 8:20, 8:20] = 1
+    archive = tiny_archive({"a": (image, {"lungs": mask}), "b": (image, {"lungs": mask})})
+    task_name = "segmentation" if name == "deep" else name
+    values = {"task": task_name, "patch_zyx": [32, 32, 32], "steps": 2, "split": {"validation": 0, "test": 0}}
+    config = TrainConfig.model_validate({**values, **TASKS[name]})
+    rows = [
+        {"scan_id": scan_id, "patient_id": scan_id, "labels": ["lungs"], "status": "stored"} for scan_id in ("a", "b")
+    ]
+    batches = iter(PatchStream(archive, ["a", "b"], config))
+    first, second = next(batches), next(batches)
+    monkeypatch.setattr(engines, "free_memory", lambda: 1 << 40)
+    engine = Engine(make_task(config, rows), config)
+    engine.step(first)
+    engine.step(second)
+    assert engine.steps_done == 2
+    monkeypatch.setattr(engines, "free_memory", lambda: 1 << 10)
+    with pytest.raises(Shortage, match="batch_size"):
+        Engine(make_task(config, rows), config).step(first)
