@@ -99,7 +99,7 @@ def test_another_tuning_in_the_same_folder_is_refused(tuned, archive):
 
 def test_a_killed_tuning_goes_on_from_the_trials_own_checkpoints(archive, tmp_path):
     rates = {"learning_rate": {"uniform": [0.001, 0.02]}}
-    train = {"steps": 200, "validate_every": 20}
+    train = {"steps": 80, "validate_every": 20}
     wanted = tuning(archive, tmp_path / "tuning", space=rates, train=train, trials=2, concurrent=2, asha=None)
     (tmp_path / "tuning.yaml").write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.tune", str(tmp_path / "tuning.yaml")]
