@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tomoray.patches import Batch
 from tomoray.training.augment import augment
-from tomoray.training.config import AugmentConfig
+from tomoray.training.sample_config import AugmentConfig
 
 STANDARD = AugmentConfig(preset="standard")
 Peer = Callable[[Tensor, Tensor, int], Any]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tomoray.patches import Batch
 from tomoray.phantom.cohort import make_patient
 from tomoray.training.augment import augment
-from tomoray.training.config import AugmentConfig
+from tomoray.training.sample_config import AugmentConfig
 from tomoray.transforms import scale_hu
 
 SIDE_YX, SIDE_Z, SHOWN, CAPTION, COLUMNS = 160, 64, 240, 22, 4

@@ -10,6 +10,7 @@ from tomoray.errors import Fatal
 from tomoray.runs import open_run
 from tomoray.storage import open_store
 from tomoray.training.config import CrossValidateConfig, TrainConfig
+from tomoray.training.search import TuneConfig
 
 
 def check(config: Config) -> None:
@@ -28,6 +29,8 @@ def check(config: Config) -> None:
             open_run(run)
     if isinstance(config, CrossValidateConfig):
         check(config.train)
+    if isinstance(config, TuneConfig):
+        check(config.base)
     if (
         isinstance(config, TrainConfig | PredictConfig | EvaluateConfig | FingerprintConfig | QcConfig)
         and config.archive

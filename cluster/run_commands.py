@@ -1,4 +1,4 @@
-"""Commands around a training run: `cross-validate`, `export` and `report`."""
+"""Commands around training runs: `cross-validate`, `tune`, `export` and `report`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cluster.answers import Answer
 from cluster.flags import Debug, Json, TrainingSource, make_config_from_flags, run_job
 from tomoray.config import ExportConfig, ReportConfig
 from tomoray.training.config import CrossValidateConfig, TrainConfig
+from tomoray.training.search import TuneConfig
 
 app = typer.Typer()
 
@@ -41,6 +42,32 @@ def cross_validate(
     wanted = make_config_from_flags(CrossValidateConfig, None, train=made, folds=folds, only=only or None)
     result = run_job("cross_validate", wanted, debug=debug)
     return Answer(document=result, view=views.cross_validate(result))
+
+
+@app.command()
+def tune(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="TuneConfig as YAML: what to train, what to try.")],
+    archive: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="What to train on.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where trials and the best config go.")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many. [dim]Otherwise the config's, or 16[/dim]")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Trials at once. [dim]Otherwise what there is room for[/dim]")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train the same config with other values of some fields, end early what falls behind, and keep the best config.
+
+    Run again, it goes on: trials that are done are not trained again, more of them may be asked for.
+
+    [bold]Examples[/bold]
+
+    tomoray tune tuning.yaml --archive archive --out tuning
+    tomoray tune tuning.yaml --archive s3://ct/archive --out s3://ct/tunings/1 --trials 64 --concurrent 8
+    """
+    wanted = make_config_from_flags(TuneConfig, config, archive=archive, out=out, trials=trials, concurrent=concurrent)
+    result = run_job("tune", wanted, debug=debug)
+    return Answer(document=result, view=views.tune(result))
 
 
 @app.command()

@@ -22,6 +22,7 @@ from tomoray.config import (
 )
 from tomoray.errors import Usage
 from tomoray.training.config import CrossValidateConfig, TrainConfig
+from tomoray.training.search import TuneConfig
 
 CONFIGS: dict[str, type[Config]] = {
     "phantom": PhantomConfig,
@@ -32,6 +33,7 @@ CONFIGS: dict[str, type[Config]] = {
     "qc": QcConfig,
     "train": TrainConfig,
     "cross-validate": CrossValidateConfig,
+    "tune": TuneConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,

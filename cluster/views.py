@@ -14,6 +14,8 @@ from rich.text import Text
 
 from tomoray import progress
 from tomoray.training.config import TrainConfig
+from tomoray.training.search import Standing
+from tomoray.training.terminal import trials_table
 
 Result = Mapping[str, Any]
 
@@ -69,6 +71,15 @@ def cross_validate(result: Result) -> RenderableType:
     """The same over the patients of all folds, and where the folds are."""
     done = f"folds {', '.join(map(str, result['done']))} of {result['folds']} in {result['out']}"
     return Group(dice_table(result["dice"]), summary_table(result["summary"]), Text(done))
+
+
+def tune(result: Result) -> RenderableType:
+    """Trials, best first, and what to do with the best one."""
+    standings = [Standing(**each) for each in result["trials"]]
+    table = trials_table(standings, result["monitor"], result["steps"])
+    failed = [f"{each.name}: {each.message}" for each in standings if each.message]
+    said = Text("\n".join([*failed, f"the best config is {result['config']}, its report {result['report']}"]))
+    return Group(table, said, _next(f"tomoray evaluate {result['out']}/{result['best']} {result['archive']}"))
 
 
 def export(result: Result) -> RenderableType:
@@ -168,7 +179,11 @@ _MEASURES = {
 
 
 def _with_next(what: str, command: str) -> RenderableType:
-    return Group(Text(what), Text(f"Next: {command}", style="dim"))
+    return Group(Text(what), _next(command))
+
+
+def _next(command: str) -> Text:
+    return Text(f"Next: {command}", style="dim")
 
 
 def _many(count: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tomoray.archive import Archive
 from tomoray.errors import Fatal
-from tomoray.ingest.lease import RENEW_S, STALE_S, read_run
+from tomoray.lease import RENEW_S, STALE_S, read_run
 from tomoray.progress import track
 
 

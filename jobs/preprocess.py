@@ -28,9 +28,9 @@ from tomoray.config import PreprocessConfig
 from tomoray.errors import Fatal, Transient
 from tomoray.ingest.ingester import Ingested, Ingester, Row, task_bytes
 from tomoray.ingest.inventory import Entry, Heads, Inventory, read_heads
-from tomoray.ingest.lease import Lease, Progress
 from tomoray.ingest.series import Item
 from tomoray.ingest.stocktaking import take_stock
+from tomoray.lease import Lease, Progress
 from tomoray.privacy.deidentify import Deidentifier
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.progress import Advance, track

@@ -1,36 +1,33 @@
 """Archive -> run: Ray Train, one process a worker, patches straight from the archive.
 
-What a worker does is `tomoray.training.loop`; Ray Train starts workers, as many as there is room for, and starts them
-anew where one is lost. Checkpoints are the run's own, on a path or S3: run again, the same command goes on where the
-last whole one was written.
+Ray Train starts workers (`jobs.workers`), as many as there is room for, and starts them anew where one is lost.
+Checkpoints are the run's own, on a path or S3: run again, the same command goes on where the last whole one was
+written.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import ray
-import torch
-from ray import train
-from ray.train import torch as train_torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import report
 from jobs.main import main
+from jobs.workers import Watcher, every, train_by_ray
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, Split, split_by_patient
 from tomoray.config import ReportConfig
 from tomoray.errors import Fatal, TomoRayError, Usage
 from tomoray.ingest.estimate import read_prices
+from tomoray.lease import RUN_MARK, Lease, Progress
 from tomoray.patches import require_labels
-from tomoray.progress import Advance, console, track
+from tomoray.progress import console
 from tomoray.runs import (
     CHECKPOINTS,
     Run,
@@ -43,20 +40,47 @@ from tomoray.runs import (
 )
 from tomoray.storage import Store, open_store
 from tomoray.tasks.choice import make_task
-from tomoray.training.augment import augment
+from tomoray.tasks.task import Task
 from tomoray.training.checkpoints import Checkpoints
 from tomoray.training.config import TrainConfig
-from tomoray.training.loop import Loop, Outcome, Worker, loss_curve
-from tomoray.training.tracking import check_tracking, track_run
+from tomoray.training.loop import Line, Outcome, loss_curve
+from tomoray.training.terminal import Metrics, show
+from tomoray.training.tracking import check_tracking
 
-MAX_FAILURES = 3  # lost workers, not counting preempted ones, before the run gives up
+Fit = Callable[["Job"], Outcome]
+
 _SHOW_EVERY_S = 0.5
-_TRACK_EVERY_S = 30.0
 _PICTURES = 2
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is to be trained, and on what; nothing is written yet.
+
+    Attributes:
+        config: with the full URLs of archive and run, and `gpu` decided.
+        rows: of the archive's catalog, of all stored scans.
+        split: patients by part.
+        scans: scan ids by part.
+        task: made from the config.
+    """
+
+    config: TrainConfig
+    archive: Archive
+    rows: Sequence[Mapping[str, Any]]
+    split: Split
+    scans: Mapping[str, Sequence[str]]
+    task: Task
+
+
+def run(config: TrainConfig, *, fit: Fit | None = None, pictures: int = _PICTURES) -> dict[str, Any]:
     """Train, or go on training, or say that it is done.
+
+    Args:
+        config: what, on which archive, and where to.
+        fit: what trains, where a tuning has the folder to itself; None: workers of Ray Train, with a table of metrics
+            on stderr.
+        pictures: scans in the report.
 
     Returns:
         `run`, `archive`, `steps`, `first_step` (where the last workers began), `already_done`,
@@ -66,9 +90,19 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         Usage: no archive or run named, or the run's folder holds another config.
-        Fatal: the archive has too few patients, lacks a label, has changed since the run began, or training failed.
+        Fatal: the archive has too few patients, lacks a label, has changed since the run began; another process trains
+            there; or training failed.
     """
     began = time.monotonic()
+    job = prepare(config)
+    with (
+        Lease(open_store(str(job.config.out)), Progress(), mark=RUN_MARK, waits=True) if fit is None else nullcontext()
+    ):
+        return _run(job, fit or _fit, pictures, began)
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Look at all that a training wants, before anything is written. Raises as `run` does."""
     if config.archive is None or config.out is None:
         raise Usage("train wants an archive and a folder for the run: tomoray train … --archive ARCHIVE --out RUN")
     _check_node(config)
@@ -80,15 +114,21 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if not rows:
         raise Fatal(f"archive {archive.url} holds no scan; fill it with: tomoray preprocess SOURCE {archive.url}")
     split = split_by_patient(sorted({row["patient_id"] for row in rows}), config.split)
-    _check_classes(archive, _scans_by_part(rows, split, config.labels), config.labels)  # before anything is written
-    _check_capacity(config)
-    split, finished = begin_run(store, config, split, _archive_sha256(rows, split))
     scans = _scans_by_part(rows, split, config.labels)
+    _check_classes(archive, scans, config.labels)
+    _check_capacity(config)
+    return Job(config=config, archive=archive, rows=rows, split=split, scans=scans, task=make_task(config, rows))
+
+
+def _run(job: Job, fit: Fit, pictures: int, began: float) -> dict[str, Any]:
+    config, store = job.config, open_store(str(job.config.out))
+    split, finished = begin_run(store, config, job.split, _archive_sha256(job.rows, job.split))
+    job = replace(job, split=split, scans=_scans_by_part(job.rows, split, config.labels))
     if finished:
-        return _result(open_run(store.url), scans, began, first_step=config.steps, already_done=True)
-    _check_archive_is_the_same(store, archive, _archive_sha256(rows, split))
-    outcome = _fit(config, scans)
-    checkpoints = _checkpoints(store, config, rows)
+        return _result(open_run(store.url), job.scans, began, first_step=config.steps, already_done=True)
+    _check_archive_is_the_same(store, job.archive, _archive_sha256(job.rows, split))
+    outcome = fit(job)
+    checkpoints = _checkpoints(store, config, job.task)
     best = checkpoints.best() if config.validate_every is not None else checkpoints.describe(outcome.steps)
     metrics = {
         "loss": loss_curve(outcome.history)[-1][1],
@@ -100,86 +140,48 @@ def run(config: TrainConfig) -> dict[str, Any]:
     }
     model_step = best.step if best else outcome.steps
     run_now = finish_run(store, config, split, metrics, steps=outcome.steps, model_step=model_step)
-    _report(run_now)
-    return _result(run_now, scans, began, first_step=outcome.first_step, already_done=False)
+    _report(run_now, pictures)
+    return _result(run_now, job.scans, began, first_step=outcome.first_step, already_done=False)
 
 
-def _fit(config: TrainConfig, scans: Mapping[str, Sequence[str]]) -> Outcome:
-    """Run workers to the end, anew wherever machines are about to go."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+def _fit(job: Job) -> Outcome:
+    """Workers of Ray Train, and what they tell on stderr."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = _Board.options(scheduling_strategy=here).remote()  # so that no machine that goes takes it away
-    with track("train", config.steps) as advance, _follow(board, advance), _tracked(config):
-        while True:
-            outcome = _run_workers(config, scans, board)
-            if outcome.status == "fatal":
-                raise Fatal(outcome.message)
-            if outcome.status == "done":
-                return outcome
+    metrics = Metrics(job.config.steps, monitor=job.task.monitor, higher_is_better=job.task.higher_is_better)
+    with show(metrics.draw), _follow(board, metrics):
+        return train_by_ray(job.config, job.scans, Watcher(post=lambda line: board.post.remote(line)))
 
 
-def _run_workers(config: TrainConfig, scans: Mapping[str, Sequence[str]], board: Any) -> Outcome:
-    """Workers until they end together; those that are lost are replaced."""
-    filesystem, path = open_store(str(config.out)).arrow_filesystem()
-    elastic = config.fewest_workers < config.most_workers
-    trainer = train_torch.TorchTrainer(
-        _work,
-        train_loop_config={"config": config.model_dump(mode="json"), "scans": dict(scans), "board": board},
-        torch_config=train_torch.TorchConfig(backend="nccl" if config.gpu else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=(config.fewest_workers, config.most_workers) if elastic else config.most_workers,
-            use_gpu=bool(config.gpu),
-            resources_per_worker={"CPU": config.cpus, **({"GPU": 1} if config.gpu else {})},
-        ),
-        run_config=train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=train.FailureConfig(max_failures=MAX_FAILURES, max_preemption_failures=-1),
-            logging_config=train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if config.deterministic else None,
-        ),
-    )
-    try:
-        found = trainer.fit().return_value
-    except train.TrainingFailedError as error:
-        raise _cause(error) from error
-    assert isinstance(found, Outcome)
-    return found
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where rank 0 leaves word of how far it is, and the driver fetches it."""
+
+    def __init__(self) -> None:
+        self._lines: list[Line] = []
+
+    def post(self, line: Line) -> None:
+        self._lines.append(line)
+
+    def fetch(self) -> list[Line]:
+        lines, self._lines = self._lines, []
+        return lines
 
 
-def _work(job: Mapping[str, Any]) -> Outcome:
-    """What each worker does."""
-    config = TrainConfig.model_validate(job["config"])
-    torch.set_num_threads(config.cpus)
-    context, board = train.get_context(), job["board"]
-    archive = Archive.open(str(config.archive))
-    worker = Worker(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=str(train_torch.get_device()),
-        noticed=lambda: train.get_preemption_info() is not None,
-        post=board.post.remote,
-    )
-    task = make_task(config, _stored(archive))
-    scans = job["scans"]
-    return Loop(
-        config,
-        task,
-        archive,
-        (scans["train"], scans["validation"]),
-        open_store(str(config.out)),
-        worker,
-        augment=augment,
-    ).run()
+@contextmanager
+def _follow(board: Any, metrics: Metrics) -> Iterator[None]:
+    """Take the lines as they come; where nobody sees the table, print one for each validation."""
+
+    def look() -> None:
+        for told in metrics.take(ray.get(board.fetch.remote())):
+            if not console.is_terminal:
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+    with every(_SHOW_EVERY_S, look):
+        yield
 
 
-def _stored(archive: Archive) -> list[dict[str, Any]]:
-    return [row for row in Catalog(archive.store).rows() if row["status"] == "stored"]
-
-
-def _checkpoints(store: Store, config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Checkpoints:
-    task = make_task(config, rows)
+def _checkpoints(store: Store, config: TrainConfig, task: Task) -> Checkpoints:
     return Checkpoints(
         store.child(CHECKPOINTS), keep=config.keep, monitor=task.monitor, higher_is_better=task.higher_is_better
     )
@@ -239,79 +241,17 @@ def _check_node(config: TrainConfig) -> None:
         raise Usage(f"node {config.node!r} is not in the price table; known: {', '.join(known)}")
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Where rank 0 leaves word of how far it is, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self._line: dict[str, Any] = {}
-
-    def post(self, line: dict[str, Any]) -> None:
-        self._line = {**({"scores": self._line["scores"]} if "scores" in self._line else {}), **line}
-
-    def read(self) -> dict[str, Any]:
-        return self._line
-
-
-@contextmanager
-def _follow(board: Any, advance: Advance) -> Iterator[None]:
-    """Move the progress bar as word comes."""
-    shown = 0
-
-    def look() -> None:
-        nonlocal shown
-        line = ray.get(board.read.remote())
-        if line:
-            scores = "".join(f" {name} {score:.3f}" for name, score in list(line.get("scores", {}).items())[:1])
-            advance(line["step"] - shown, f"loss {line['loss']:.3f}{scores}")
-            shown = line["step"]
-
-    with _every(_SHOW_EVERY_S, look):
-        yield
-
-
-def _report(run: Run) -> None:
+def _report(run: Run, pictures: int) -> None:
     """Write `RUN/report.html`; a run is finished without it too."""
+    wanted = ReportConfig(run=run.store.url, pictures=pictures)
     try:
-        ray.get(ray.remote(num_cpus=1)(report.run).remote(ReportConfig(run=run.store.url, pictures=_PICTURES)))
+        if pictures:
+            ray.get(ray.remote(num_cpus=1)(report.run).remote(wanted))
+        else:
+            report.run(wanted)
     except (TomoRayError, ray.exceptions.RayError) as error:
         line = " ".join(str(error).split())[:300]
         console.print(f"no report ({line}); try: tomoray report {run.store.url}", markup=False)
-
-
-@contextmanager
-def _tracked(config: TrainConfig) -> Iterator[None]:
-    """Keep TensorBoard and MLflow up to the history. That they fail is no reason to stop training."""
-
-    def track_once() -> None:
-        try:
-            track_run(open_store(str(config.out)), config)
-        except TomoRayError as error:
-            console.print(f"not tracked: {error}", markup=False)
-
-    with _every(_TRACK_EVERY_S, track_once):
-        yield
-
-
-@contextmanager
-def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    """Call again and again, and once more at the end, in a thread: `fit` holds the main one."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while True:
-            last = ended.wait(seconds)
-            call()
-            if last:
-                return
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _use_gpu(config: TrainConfig) -> bool:
@@ -329,17 +269,6 @@ def _check_capacity(config: TrainConfig) -> None:
         raise Usage(
             f"{config.fewest_workers} workers want {many} each and this machine's Ray has {there:g}; lower workers"
         )
-
-
-def _cause(error: train.TrainingFailedError) -> Exception:
-    """The first worker's own error if we raised it on purpose, else one line about it."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
-    for cause in causes:
-        if isinstance(cause, TomoRayError):
-            return cause
-    line = " ".join(str(causes[0]).split())[:300]
-    return Fatal(f"training failed after {MAX_FAILURES} restarts: {type(causes[0]).__name__}: {line}")
 
 
 def _result(run: Run, scans: Mapping[str, Sequence[str]], began: float, **facts: Any) -> dict[str, Any]:

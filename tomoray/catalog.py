@@ -28,7 +28,7 @@ from tomoray.errors import Fatal, Refused
 from tomoray.ingest.series import Identity
 from tomoray.privacy.deidentify import AUDIT_FIELDS, Deidentified, audit_row
 from tomoray.storage import Store
-from tomoray.training.config import SplitConfig
+from tomoray.training.sample_config import SplitConfig
 from tomoray.volume import Image, Volume
 
 Row = dict[str, Any]

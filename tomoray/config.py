@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -291,6 +291,11 @@ def load_config(source: str, model: type[ConfigT], overrides: Mapping[str, Any] 
         Usage: no such file or recipe, not a YAML mapping, an unknown key (the nearest known one is named), or a
             value out of bounds.
     """
+    return make_config(model, {**read_mapping(source, model), **(overrides or {})}, source)
+
+
+def read_mapping(source: str, model: type[Config]) -> dict[str, Any]:
+    """The fields in a YAML file or a recipe, for `model`, not yet validated. Raises `Usage`."""
     path = Path(source)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if not path.is_file():
@@ -306,7 +311,7 @@ def load_config(source: str, model: type[ConfigT], overrides: Mapping[str, Any] 
         raise Usage(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise Usage(f"{source} holds {type(values).__name__}; wanted a mapping of {', '.join(model.model_fields)}")
-    return make_config(model, {**values, **(overrides or {})}, source)
+    return values
 
 
 def make_config(model: type[ConfigT], values: Mapping[str, Any], source: str = "config") -> ConfigT:
@@ -325,9 +330,17 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
     owner: type[BaseModel] = model
     for part in where[:-1]:
-        inner = owner.model_fields[part].annotation if part in owner.model_fields else None
-        owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+        owner = section_of(owner, part) or owner
     return f"unknown key {name!r}{_nearest(where[-1], list(owner.model_fields))}"
+
+
+def section_of(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The model that a field of another one holds, itself, or None, or by name; None where it holds no model."""
+    annotation = model.model_fields[field].annotation if field in model.model_fields else None
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -15,7 +15,7 @@ from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from tomoray.blocks import AttentionResidualJoin, ChannelAttentionJoin, Norm, ResidualUNet, Step, Units
-from tomoray.training.config import NetworkConfig
+from tomoray.training.network_config import NetworkConfig
 
 _GROUPS = 8
 

@@ -35,7 +35,7 @@ STARTED, FINISHED, CHECKPOINTS = "started.json", "run.json", "checkpoints"
 HISTORY, ATTEMPTS = "history.jsonl", "attempts"
 
 # No effect on the samples. With other `workers` sums are in another order, which changes the last bits of the weights.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     "out",
     "gpu",
     "workers",
@@ -132,7 +132,7 @@ def begin_run(store: Store, config: TrainConfig, split: Split, archive_sha256: s
     differ = [
         name
         for name, value in wanted["config"].items()
-        if name not in _MAY_CHANGE and value != before.get(name) and not (name == "steps" and value > before[name])
+        if name not in MAY_CHANGE and value != before.get(name) and not (name == "steps" and value > before[name])
     ]
     if differ:
         there, here = before, wanted["config"]

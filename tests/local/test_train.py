@@ -18,6 +18,7 @@ from tomoray.config import EvaluateConfig, Layout, PredictConfig
 from tomoray.dicom.seg import read_segmentation
 from tomoray.errors import Fatal, Usage
 from tomoray.geometry import Geometry
+from tomoray.lease import RUN_MARK, Lease, Progress
 from tomoray.metrics import dice
 from tomoray.predict import load_segmenter
 from tomoray.runs import open_run
@@ -121,6 +122,15 @@ def test_another_config_on_the_same_run_is_refused(trained):
         train.run(wanted.model_copy(update={"patch_zyx": (8, 8, 8), "batch_size": 5}))
 
 
+def test_a_second_training_in_the_same_folder_is_refused(trained):
+    wanted, _ = trained
+    told = r"is being written by process \d+ on .*; wait for it, or stop it"
+    with Lease(open_store(wanted.out), Progress(), mark=RUN_MARK), pytest.raises(Fatal, match=told):
+        train.run(wanted)
+    assert train.run(wanted)["already_done"]
+    assert not open_store(wanted.out).exists(RUN_MARK)
+
+
 def test_predict_and_evaluate_do_nothing_twice(archive, trained, tmp_path):
     wanted, _ = trained
     out = str(tmp_path / "predictions")
@@ -207,6 +217,16 @@ def test_more_workers_than_this_machine_has_is_a_usage_error(archive, tmp_path):
     with pytest.raises(Usage, match="64 workers want a CPU each"):
         train.run(config(archive, tmp_path / "run", workers=64, batch_size=64))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_one_of_two_workers_finds_fatal_ends_the_run_at_once(tmp_path):
+    broken = write_archive(str(tmp_path / "broken"), [tiny_volume(n) for n in range(6)])
+    wanted = config(broken, tmp_path / "run", steps=20)
+    lost = train.prepare(wanted).scans["train"][0]
+    broken.store.delete([info.key for info in broken.store.list(f"scans/{lost}/0") if "/c/" in info.key])
+    with pytest.raises(Fatal, match=f"scans/{lost}/.* preprocess it again"):
+        train.run(wanted)
+    assert len(list((tmp_path / "run" / "attempts").iterdir())) == 1
 
 
 def test_lost_shard_ends_in_one_line(tmp_path):

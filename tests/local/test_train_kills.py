@@ -21,6 +21,8 @@ from tomoray.archive import Archive
 from tomoray.runs import open_run, read_history
 from tomoray.storage import open_store
 from tomoray.tasks.segmentation import Segmentation
+from tomoray.training.augment import augment
+from tomoray.training.checkpoints import Checkpoints
 from tomoray.training.loop import Loop, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +53,8 @@ def undisturbed(archive, wanted, tmp_path) -> str:
     torch.set_num_threads(1)
     try:
         store = open_store(str(tmp_path / "undisturbed"))
-        Loop(wanted, Segmentation(wanted), archive, parts, store, Worker(), augment=train.augment).run()
-        return train.Checkpoints(store.child("checkpoints")).describe(wanted.steps).files["model.pt"][1]
+        Loop(wanted, Segmentation(wanted), archive, parts, store, Worker(), augment=augment).run()
+        return Checkpoints(store.child("checkpoints")).describe(wanted.steps).files["model.pt"][1]
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)

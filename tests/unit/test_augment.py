@@ -8,7 +8,8 @@ from tomoray.config import make_config
 from tomoray.errors import Usage
 from tomoray.patches import Batch
 from tomoray.training.augment import augment
-from tomoray.training.config import AugmentConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.sample_config import AugmentConfig
 
 STANDARD = AugmentConfig(preset="standard")
 SIDE = 24

@@ -8,7 +8,7 @@ from tomoray.ingest.series import Identity
 from tomoray.privacy.deidentify import Deidentifier
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.storage import open_store
-from tomoray.training.config import SplitConfig
+from tomoray.training.sample_config import SplitConfig
 
 
 @pytest.fixture

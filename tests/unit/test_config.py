@@ -6,7 +6,8 @@ import pytest
 
 from tomoray.config import Layout, NiftiPattern, PreprocessConfig, load_config, make_config, read_recipe, recipe_names
 from tomoray.errors import Usage
-from tomoray.training.config import SplitConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.sample_config import SplitConfig
 
 
 def write(folder: Path, text: str) -> str:

@@ -19,7 +19,8 @@ from tomoray.networks import build_network
 from tomoray.predict import load_network, load_segmenter
 from tomoray.runs import begin_run, finish_run
 from tomoray.storage import open_store
-from tomoray.training.config import NetworkConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.network_config import NetworkConfig
 
 NETWORKS = {
     "unet": {"channels": [4, 8]},

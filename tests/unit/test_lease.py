@@ -12,11 +12,11 @@ import time
 import pytest
 
 from cluster import watch
+from tomoray import lease as leases
 from tomoray.archive import Archive
 from tomoray.config import Layout
 from tomoray.errors import Fatal
-from tomoray.ingest import lease as leases
-from tomoray.ingest.lease import MARK, Lease, Progress, read_run
+from tomoray.lease import MARK, RUN_MARK, Lease, Progress, read_run
 from tomoray.storage import open_store
 
 
@@ -77,6 +77,32 @@ def test_a_mark_of_another_machine_is_taken_over_when_it_is_stale(store):
     store.write(MARK, mark_of(7, age_s=leases.STALE_S + 10))
     with Lease(store, Progress()):
         assert read_run(store)["pid"] == os.getpid()
+
+
+def test_who_waits_takes_over_from_a_machine_that_is_gone(store):
+    store.write(RUN_MARK, mark_of(7, age_s=leases.STALE_S - 1))
+    with Lease(store, Progress(), mark=RUN_MARK, waits=True):
+        assert read_run(store, RUN_MARK)["pid"] == os.getpid()
+        assert read_run(store) is None
+    assert not store.exists(RUN_MARK)
+
+
+def test_who_waits_is_refused_as_soon_as_the_other_machine_gives_a_sign(store):
+    store.write(RUN_MARK, mark_of(7, age_s=5))
+    renewal = threading.Timer(0.1, store.write, (RUN_MARK, mark_of(7)))
+    renewal.start()
+    with pytest.raises(Fatal, match="is being written by process 7 on elsewhere; wait for it, or stop it"):
+        Lease(store, Progress(), mark=RUN_MARK, waits=True).__enter__()
+    renewal.join()
+
+
+def test_who_waits_goes_on_when_the_other_machine_is_done(store):
+    store.write(RUN_MARK, mark_of(7, age_s=5))
+    end = threading.Timer(0.1, store.delete, ([RUN_MARK],))
+    end.start()
+    with Lease(store, Progress(), mark=RUN_MARK, waits=True) as lease:
+        lease.check()
+    end.join()
 
 
 def test_the_mark_is_gone_after_the_end_and_after_an_error(store):

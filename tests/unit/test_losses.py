@@ -3,8 +3,8 @@ import torch
 from monai.losses.dice import DiceCELoss
 from torch.nn.functional import cross_entropy, one_hot
 
-from tomoray.training.config import LossConfig
 from tomoray.training.losses import segmentation_loss
+from tomoray.training.network_config import LossConfig
 
 NAMES = ["dice_ce", "dice_focal", "focal", "tversky", "focal_tversky"]
 

@@ -5,8 +5,9 @@ from tomoray.config import make_config
 from tomoray.errors import Usage
 from tomoray.networks import build_network
 from tomoray.statistics.step_memory import step_bytes
-from tomoray.training.config import LossConfig, NetworkConfig, TrainConfig
+from tomoray.training.config import TrainConfig
 from tomoray.training.losses import segmentation_loss
+from tomoray.training.network_config import LossConfig, NetworkConfig
 
 TINY = {
     "unet": {"channels": [4, 8, 16]},

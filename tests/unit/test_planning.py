@@ -12,7 +12,8 @@ from tomoray.errors import Fatal, Usage
 from tomoray.statistics.fingerprint import Fingerprint, HuStatistics, ScanFingerprint, Spread
 from tomoray.statistics.planning import plan_training, to_yaml
 from tomoray.statistics.step_memory import step_bytes
-from tomoray.training.config import NetworkConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.network_config import NetworkConfig
 
 HU = HuStatistics(
     n_voxels=4, min=-900, max=300, mean=-100.0, std=1.0, percentile_0_5=-900.0, median=0.0, percentile_99_5=300.0
@@ -148,7 +149,7 @@ def test_estimate_is_above_what_a_step_takes_and_within_twice() -> None:
     code = """
 import pathlib, re, torch
 from monai.losses.dice import DiceCELoss
-from tomoray.training.config import NetworkConfig
+from tomoray.training.network_config import NetworkConfig
 from tomoray.networks import build_network
 torch.set_num_threads(1)
 network = build_network(NetworkConfig(channels=[32, 64, 128]), 3)

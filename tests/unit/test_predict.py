@@ -14,7 +14,8 @@ from tomoray.networks import build_network
 from tomoray.predict import Segmenter, load_segmenter, window_starts
 from tomoray.runs import begin_run, finish_run
 from tomoray.storage import open_store
-from tomoray.training.config import NetworkConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.network_config import NetworkConfig
 
 DIAGONAL = np.diag([1.0, 1.0, 1.0, 1.0])
 TILTED_ORDER = np.array([[0, 0, -1.0, 0], [1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])  # x -> P, y -> I, z -> R

@@ -17,8 +17,8 @@ from tomoray.archive import Archive
 from tomoray.catalog import SCHEMA, Catalog, refused_row, stored_row
 from tomoray.config import Layout
 from tomoray.errors import Reason, Refused
-from tomoray.ingest.lease import MARK
 from tomoray.ingest.series import Identity
+from tomoray.lease import MARK
 from tomoray.privacy.pseudonyms import Pseudonyms
 
 UID = "1.2.840.113654.2.55.1"

@@ -13,7 +13,8 @@ from tomoray.config import load_config, make_config
 from tomoray.errors import Fatal, Usage
 from tomoray.networks import build_network
 from tomoray.tasks.choice import make_task
-from tomoray.training.config import NetworkConfig, TrainConfig, TransferConfig
+from tomoray.training.config import TrainConfig, TransferConfig
+from tomoray.training.network_config import NetworkConfig
 from tomoray.training.transfer import start_from
 
 UNET = NetworkConfig(channels=[4, 8, 16], residual_units=0, norm="batch")

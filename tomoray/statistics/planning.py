@@ -25,7 +25,9 @@ from tomoray.geometry import Zyx, ZyxMm
 from tomoray.statistics.fingerprint import Fingerprint, HuCounts
 from tomoray.statistics.histograms import Histogram
 from tomoray.statistics.step_memory import step_bytes
-from tomoray.training.config import NetworkConfig, SplitConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.network_config import NetworkConfig
+from tomoray.training.sample_config import SplitConfig
 
 ANISOTROPY = 3.0  # from here on, nnU-Net treats the coarsest axis on its own
 MIN_FEATURE_MAP = 4

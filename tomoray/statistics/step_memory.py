@@ -9,8 +9,8 @@ import torch
 
 from tomoray.geometry import Zyx
 from tomoray.networks import build_network
-from tomoray.training.config import LossConfig, NetworkConfig
 from tomoray.training.losses import segmentation_loss
+from tomoray.training.network_config import LossConfig, NetworkConfig
 
 _KEPT_TO_PEAK = 2.0  # peak of a step by what autograd keeps: 1.5 to 1.95 measured on CPU
 _PATCH = 16  # voxels along an axis at the deepest level

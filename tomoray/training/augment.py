@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from tomoray.patches import Batch
-from tomoray.training.config import AugmentConfig
+from tomoray.training.sample_config import AugmentConfig
 
 _COUNTER = (0, 0, 0, 1)  # the patch stream draws from counter 0 of the same key
 _THIN = 3  # an axis this many times shorter than the longest is neither tilted nor scaled, as in nnU-Net

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -28,8 +28,10 @@ from tomoray.errors import Fatal, Usage
 from tomoray.patches import Batch
 from tomoray.tasks.task import Task
 from tomoray.training import sharding
-from tomoray.training.config import AugmentConfig, TrainConfig
+from tomoray.training.config import TrainConfig
+from tomoray.training.memory import bounded, explained_shortage, free_memory
 from tomoray.training.optimizers import MeanWeights, build_optimizer, learning_rate_at
+from tomoray.training.sample_config import AugmentConfig
 from tomoray.training.transfer import start_from
 
 Augment = Callable[[Batch, AugmentConfig, int], Batch]
@@ -47,6 +49,7 @@ class Engine:
         device: where this worker computes.
         rank: this worker.
         world_size: workers.
+        neighbours: workers on this machine, which share its memory.
         augment: `(batch, config.augment, seed) -> batch`, on the device.
 
     Attributes:
@@ -66,6 +69,7 @@ class Engine:
         *,
         rank: int = 0,
         world_size: int = 1,
+        neighbours: int = 1,
         augment: Augment | None = None,
     ) -> None:
         self.steps_done = 0
@@ -73,6 +77,7 @@ class Engine:
         self.asked = self._asks = False
         self._task, self._config, self._augment = task, config, augment
         self._device, self._rank, self._world_size = torch.device(device), rank, world_size
+        self._neighbours, self._fits = neighbours, False
         if config.precision == "fp16" and self._device.type == "cpu":
             raise Usage("precision fp16 wants a GPU; on CPUs choose bf16 or fp32")
         _be_deterministic(config.deterministic)
@@ -125,7 +130,7 @@ class Engine:
                 step wants more memory than there is.
         """
         self._asks = asks
-        with _explained_shortage(self._config):
+        with explained_shortage("a step", self._config):
             torch.manual_seed(seed_of(self._config.seed, self.steps_done, self._rank))
             batch = _to_device(batch, self._device)
             if self._augment is not None:
@@ -138,6 +143,7 @@ class Engine:
                     group["lr"] = rate
                 self._train(name, optimizer, batch, parts)
         self.steps_done += 1
+        self._fits = True
         return math.fsum(self.losses.values())
 
     def networks_for_use(self) -> dict[str, nn.Module]:
@@ -229,13 +235,17 @@ class Engine:
                 for weight in weights:
                     weight.requires_grad_(other == name)
         network = self._wrapped[name]
+        free_bytes = self._memory_to_watch()
         seen = {**self._networks, name: network}
         optimizer.zero_grad()
         total = 0.0
         for number, part in enumerate(parts, start=1):
             with _synchronized(network, number == len(parts)):
-                with torch.autocast(
-                    self._device.type, _DTYPES[self._config.precision], enabled=self._config.precision != "fp32"
+                with (
+                    torch.autocast(
+                        self._device.type, _DTYPES[self._config.precision], enabled=self._config.precision != "fp32"
+                    ),
+                    nullcontext() if free_bytes is None else bounded(free_bytes, self._there(part), self._config),
                 ):
                     loss = self._task.loss(seen, part, name)
                 share = len(part.samples) / self._config.batch_size
@@ -251,6 +261,18 @@ class Engine:
         self._scaler.update()
         if name in self._means:
             self._means[name].follow(self._networks[name], self.steps_done)
+
+    def _memory_to_watch(self) -> int | None:
+        """Bytes that the first step may take; None later on, and where PyTorch itself says that there are no more."""
+        if self._fits or self._device.type != "cpu" or self._config.compile:
+            return None
+        free_bytes = free_memory()
+        return None if free_bytes is None else free_bytes // self._neighbours
+
+    def _there(self, part: Batch) -> list[Tensor]:
+        """What takes memory before a forward pass begins."""
+        weights = [weight for network in self._networks.values() for weight in network.parameters()]
+        return [*weights, *(value for field in fields(part) if isinstance(value := getattr(part, field.name), Tensor))]
 
     def _weights(self, name: str, network: nn.Module) -> dict[str, Tensor]:
         return sharding.weights(network) if self._shards and name in self._optimizers else network.state_dict()
@@ -378,17 +400,3 @@ def _mean_in_rank_order(bucket: Any) -> torch.futures.Future[Tensor]:
 
     averaged: torch.futures.Future[Tensor] = work.get_future().then(mean)
     return averaged
-
-
-@contextmanager
-def _explained_shortage(config: TrainConfig) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise Fatal(
-            f"a step wants more memory than there is; lower patch_zyx {config.patch_zyx} or batch_size "
-            f"({config.batch_size}), raise optimizer.accumulate ({config.optimizer.accumulate}) or workers, or set "
-            f"precision to bf16"
-        ) from error

@@ -28,6 +28,7 @@ from tomoray.tasks.task import Task
 from tomoray.training.checkpoints import Checkpoints, pack, unpack
 from tomoray.training.config import TrainConfig
 from tomoray.training.engine import Engine
+from tomoray.training.memory import Shortage, explained_shortage
 
 T = TypeVar("T")
 Line = dict[str, Any]
@@ -44,16 +45,20 @@ class Worker:
     """One of the processes that train together.
 
     Attributes:
+        neighbours: workers on this machine, itself included.
         device: where it computes.
         noticed: whether the machine is about to go; a call that all workers make together.
         post: tell whoever watches about a new line of the history; rank 0 only.
+        goes_on: whether training is worth it still, by the line of a validation that was just saved; rank 0 only.
     """
 
     rank: int = 0
     world_size: int = 1
+    neighbours: int = 1
     device: str = "cpu"
     noticed: Callable[[], bool] = field(default=lambda: False)
     post: Callable[[Line], None] = field(default=lambda line: None)
+    goes_on: Callable[[Line], bool] = field(default=lambda line: True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +114,13 @@ class Loop:
         self._train_scans, self._validation_scans = scans
         varied = None if augment is None else partial(augment, spacing_zyx_mm=config.spacing_zyx_mm)
         self._engine = Engine(
-            task, config, worker.device, rank=worker.rank, world_size=worker.world_size, augment=varied
+            task,
+            config,
+            worker.device,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            neighbours=worker.neighbours,
+            augment=varied,
         )
         self._checkpoints = Checkpoints(
             store.child(CHECKPOINTS),
@@ -153,6 +164,8 @@ class Loop:
     def _train(self, batches: Generator[Batch, None, None]) -> Literal["done", "preempted"]:
         config, engine = self._config, self._engine
         line = _Sum(engine.steps_done)
+        if not self._goes_on():  # a loop that was killed had asked, and did not hear the answer
+            return "done"
         while not self._ended():
             since = time.perf_counter()
             batch = next(batches)
@@ -171,9 +184,18 @@ class Loop:
                 noticed = self._worker.noticed()
             if validates or noticed or done % config.checkpoint_every == 0:
                 self._save()
+            if validates and not self._goes_on():
+                return "done"
             if noticed and not self._ended():
                 return "preempted"
         return "done"
+
+    def _goes_on(self) -> bool:
+        """What rank 0 is told about the newest line, where that is of a validation."""
+        if not (self._history and self._history[-1].get("scores")):
+            return True
+        told = self._worker.rank != 0 or self._worker.goes_on(self._history[-1])
+        return _from_rank_0(told, self._worker.world_size)
 
     def _ended(self) -> bool:
         """All steps are done, or validations have not become better for too long."""
@@ -213,10 +235,11 @@ class Loop:
             return {}
         networks = self._engine.networks_for_use()
         worker = self._worker
-        mine = [
-            self._task.examine(networks, self._archive, scan_id)
-            for scan_id in self._validation_scans[worker.rank :: worker.world_size]
-        ]
+        with explained_shortage("validation", self._config):
+            mine = [
+                self._task.examine(networks, self._archive, scan_id)
+                for scan_id in self._validation_scans[worker.rank :: worker.world_size]
+            ]
         return self._task.score([found for share in _gather(mine, worker.world_size) for found in share])
 
     def _note(self, line: _Sum, scores: dict[str, float]) -> None:
@@ -293,7 +316,7 @@ class Loop:
         self._first_step = self._engine.steps_done
         if self._worker.rank == 0:
             self._write_history()
-            for line in self._history[-1:]:
+            for line in self._history:
                 self._worker.post(line)
         return list(troubles)
 
@@ -320,6 +343,8 @@ class _Together(Exception):
 def _together(call: Callable[[], T]) -> T:
     try:
         return call()
+    except Shortage:  # of this machine
+        raise
     except Fatal as error:
         raise _Together(str(error)) from error
 

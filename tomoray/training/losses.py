@@ -11,7 +11,7 @@ from monai.losses.tversky import TverskyLoss
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tomoray.training.config import LossConfig
+from tomoray.training.network_config import LossConfig
 
 Scores = Tensor | Sequence[Tensor]
 SegmentationLoss = Callable[[Scores, Tensor], Tensor]

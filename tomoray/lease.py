@@ -1,9 +1,10 @@
-"""One writer at a time: the mark of a running job in an archive, which also tells how far it is.
+"""One writer at a time: the mark of a running job in its folder, which also tells how far it is.
 
-    ARCHIVE/run.json    who writes, and how far; there only while a run lasts
+    ARCHIVE/run.json    who writes an archive, and how far; there only while preprocessing runs
+    RUN/lease.json      who trains there; the same for the trials of a tuning
 
-A run that was killed leaves its mark behind. The next one takes it over: at once where the process is known to be
-dead, else when the mark has not been renewed for a minute. A run that lived on all the same (its machine slept, its
+A job that was killed leaves its mark behind. The next one takes it over: at once where the process is known to be
+dead, else when the mark has not been renewed for a minute. A job that lived on all the same (its machine slept, its
 network was cut) finds a foreign mark, and stops before it writes another row.
 """
 
@@ -20,9 +21,11 @@ from typing import Any
 
 from tomoray.errors import Fatal, TomoRayError
 from tomoray.multiscale import to_json
+from tomoray.progress import console
 from tomoray.storage import Store
 
-MARK = "run.json"
+MARK = "run.json"  # of archives
+RUN_MARK = "lease.json"  # of runs and tunings, where `run.json` is the result
 RENEW_S = 3.0
 STALE_S = 60.0
 
@@ -46,20 +49,27 @@ class Progress:
 
 
 class Lease:
-    """The right to be the only writer of the archive in `store`, for as long as the body of its `with` runs.
+    """The right to be the only writer in `store`, for as long as the body of its `with` runs.
 
     The mark is renewed meanwhile. At the end it is removed, with all that writers that were killed left unfinished.
 
+    Args:
+        store: an archive, a run, a tuning.
+        progress: written down with the mark.
+        mark: key of the mark.
+        waits: wait, a minute at most, until the mark of another machine is renewed or stale, rather than take its
+            process for alive: so a job goes on by itself that a cluster starts anew elsewhere.
+
     Raises:
-        Fatal: on entering, where another run writes there.
+        Fatal: on entering, where another job writes there.
 
     Example:
         >>> with Lease(archive.store, Progress(total=12)) as lease:
         ...     lease.check()
     """
 
-    def __init__(self, store: Store, progress: Progress) -> None:
-        self._store = store
+    def __init__(self, store: Store, progress: Progress, *, mark: str = MARK, waits: bool = False) -> None:
+        self._store, self._key, self._waits = store, mark, waits
         self._progress = progress
         me, host = os.getpid(), socket.gethostname()
         self._me = {"host": host, "pid": me, "born": _born(me), "id": os.urandom(8).hex()}
@@ -77,7 +87,7 @@ class Lease:
         with suppress(TomoRayError):  # of a mark that stays, the next run finds that its process is dead
             if self._other() is None:
                 self._store.clear_partial()
-                self._store.delete([MARK])
+                self._store.delete([self._key])
 
     def check(self) -> None:
         """Ask whether this run is still the one that writes. Raises `Fatal` where another one is."""
@@ -89,37 +99,52 @@ class Lease:
             )
 
     def _take(self) -> None:
-        if self._store.write_new(MARK, self._mark()):
+        if self._store.write_new(self._key, self._mark()):
             return
         other = self._other()  # not so where an answer was lost, and the mark that is there is our own
+        if self._waits and other is not None:
+            other = self._last_sign(other)
         if other is not None and not _is_dead(other):
+            watch = f" (tomoray watch {self._store.url})" if self._key == MARK else ""
             raise Fatal(
-                f"{self._store.url} is being written by process {other['pid']} on {other['host']}; wait for it "
-                f"(tomoray watch {self._store.url}), or stop it"
+                f"{self._store.url} is being written by process {other['pid']} on {other['host']}; wait for it{watch}, "
+                f"or stop it: a machine that is gone holds its place for {STALE_S:.0f} s"
             )
-        self._store.write(MARK, self._mark())
+        self._store.write(self._key, self._mark())
+
+    def _last_sign(self, other: dict[str, Any]) -> dict[str, Any] | None:
+        """The mark of another machine once it was renewed, is stale, or is gone (None)."""
+        if other["host"] != socket.gethostname() and not _is_dead(other):
+            console.print(f"waiting for a sign of process {other['pid']} on {other['host']}, a minute at most")
+        while other["host"] != socket.gethostname() and not _is_dead(other):
+            time.sleep(1)
+            now = self._other()
+            if now is None or now["id"] != other["id"] or now["age_s"] < other["age_s"]:
+                return now
+            other = now
+        return other
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
             with suppress(TomoRayError):  # the run itself meets the same trouble, and says so
                 if self._other() is None:
-                    self._store.write(MARK, self._mark())
+                    self._store.write(self._key, self._mark())
 
     def _other(self) -> dict[str, Any] | None:
-        run = read_run(self._store)
+        run = read_run(self._store, self._key)
         return None if run is None or run["id"] == self._me["id"] else run
 
     def _mark(self) -> bytes:
         return to_json({**self._me, "renewed": time.time(), "progress": self._progress.snapshot()})
 
 
-def read_run(store: Store) -> dict[str, Any] | None:
+def read_run(store: Store, mark: str = MARK) -> dict[str, Any] | None:
     """What the run that writes now says of itself, and `age_s` since it did; None where nobody writes.
 
     A mark that cannot be understood is nobody's: the next run takes it over.
     """
     try:
-        run: dict[str, Any] = json.loads(store.read(MARK))
+        run: dict[str, Any] = json.loads(store.read(mark))
         known = {"host": str(run["host"]), "pid": int(run["pid"]), "born": run.get("born"), "id": str(run["id"])}
         return {**known, "progress": dict(run["progress"]), "age_s": max(0.0, time.time() - float(run["renewed"]))}
     except FileNotFoundError:
