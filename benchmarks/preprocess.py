@@ -208,7 +208,7 @@ def codec_alone(series: Path, voxels: np.ndarray[Any, Any]) -> float:
     """CPU seconds of decoding the slices' bytes and encoding the levels' chunks, and of nothing else."""
     from tomoray import multiscale
     from tomoray.dicom.headers import read_instance
-    from tomoray.dicom.pixels import decode_hu
+    from tomoray.dicom.pixels import Frames
 
     files = [path.read_bytes() for path in sorted(series.iterdir())]
     heads = [read_instance(data, root="", key="", size_bytes=len(data)) for data in files]
@@ -220,7 +220,7 @@ def codec_alone(series: Path, voxels: np.ndarray[Any, Any]) -> float:
     before = time.process_time()
     if compressed:
         for data, head in zip(files, heads, strict=True):
-            decode_hu(data, head, 0, out)
+            Frames(data, head).decode_hu(0, out)
     for level in levels:
         for _ in multiscale._encoded_shards(level, multiscale.array_metadata(level, Layout())):
             pass

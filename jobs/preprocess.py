@@ -1,7 +1,7 @@
 """Sources -> archive: one Ray task a series, exactly once.
 
 A task returns a few hundred bytes of metadata; voxels go from the source straight to the archive. The driver holds
-the tasks in flight, the catalog rows of a sixteenth of the series, and at most a thousand that are to be written.
+the tasks in flight, one of the catalog's sixteen files, at most 250 rows that are to be written, and the ids of scans.
 Run again, it decodes nothing that is there already and changes no byte.
 """
 
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from jobs.main import main
@@ -28,6 +32,7 @@ from tomoray.config import PreprocessConfig
 from tomoray.errors import Fatal, Transient
 from tomoray.ingest.ingester import Ingested, Ingester, Row, task_bytes
 from tomoray.ingest.inventory import Entry, Heads, Inventory, read_heads
+from tomoray.ingest.names import Names
 from tomoray.ingest.series import Item
 from tomoray.ingest.stocktaking import take_stock
 from tomoray.lease import Lease, Progress
@@ -37,7 +42,7 @@ from tomoray.progress import Advance, track
 from tomoray.sources import SourceFile
 from tomoray.storage import open_store
 
-FLUSH_EVERY_S, FLUSH_ROWS = 30.0, 1000
+FLUSH_EVERY_S, FLUSH_ROWS = 30.0, 250
 RETRIES = 5  # of a task whose worker or node died, or whose store did not answer for a minute
 REFUSALS_LISTED = 1000
 
@@ -63,6 +68,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     pseudonyms = Pseudonyms(settings.pseudonym_key())
     open_store(config.archive).check()
     with ExitStack() as stack:
+        stack.enter_context(_frugal_arrow())
         inventory = stack.enter_context(Inventory())
         n_ignored = take_stock(config.sources, config.nifti, inventory, pseudonyms, read_in_tasks)
         archive = Archive.create(config.archive, config.layout)
@@ -118,14 +124,14 @@ class _Run:
         self.catalog = Catalog(self.ingester.archive.store)
         self.pending: list[Row] = []
         self.outdated: list[str] = []  # scans that pending rows replace
-        self.there: frozenset[str] = frozenset()
+        self.there = Names()  # scans that are complete or begun
 
     def result(self) -> dict[str, Any]:
         """Do it."""
         started = flushed = time.monotonic()
         archive = self.ingester.archive
         self.catalog.clear_partial()
-        self.there = frozenset(archive.store.folders("scans"))
+        self.there = Names(archive.store.walk_folders("scans"))
         ingester = ray.put(self.ingester)
         most_bytes = largest_node_bytes()
 
@@ -168,15 +174,19 @@ class _Run:
     def _todo(self, advance: Advance) -> Iterator[_Todo]:
         """Entries that the catalog does not answer for yet, a catalog file at a time."""
         for digit in "0123456789abcdef":
-            bucket = _rows_by_series(self.catalog.bucket(digit).select(_KNOWN).to_pylist())
-            self.refused_before += sum(row["status"] == "refused" for rows in bucket.values() for row in rows)
-            for entry in self.inventory.entries(like=digit):
-                rows = bucket.get(entry.identity.series_id, ())
-                if self._is_done(entry, rows):
+            bucket = self.catalog.bucket(digit).select(_KNOWN)
+            self.refused_before += pc.sum(pc.equal(bucket["status"], "refused")).as_py() or 0
+            known = groupby(_each_row(bucket), itemgetter("series_id"))
+            series_id, rows = next(known, _NO_MORE)
+            for entry in self.inventory.entries(like=digit):  # both come in the order of their ids
+                while series_id < entry.identity.series_id:
+                    series_id, rows = next(known, _NO_MORE)
+                mine = list(rows) if series_id == entry.identity.series_id else []
+                if self._is_done(entry, mine):
                     self.skipped += 1
                     advance(1)
                 else:
-                    yield _Todo(entry=entry, scan_ids=frozenset(row["scan_id"] for row in rows if row["scan_id"]))
+                    yield _Todo(entry=entry, scan_ids=frozenset(row["scan_id"] for row in mine if row["scan_id"]))
 
     def _is_done(self, entry: Entry, rows: Collection[Row]) -> bool:
         """True where the catalog answers for this very input, and stored scans are still there.
@@ -231,10 +241,11 @@ class _Run:
             return  # the next run finishes them
         self.lease.check()
         archive = self.ingester.archive
-        unnamed = set(archive.store.folders("scans"))
+        self.there = Names()  # what was there at the beginning
+        unnamed = Names(archive.store.walk_folders("scans"))
         for digit in "0123456789abcdef":
-            unnamed.difference_update(self.catalog.bucket(digit)["scan_id"].to_pylist())
-        for scan_id in sorted(unnamed):
+            unnamed = unnamed.without(self.catalog.bucket(digit)["scan_id"].drop_null().to_pylist())
+        for scan_id in unnamed:
             if not archive.has_scan(scan_id) or self._is_replaced(scan_id):
                 archive.delete_scan(scan_id)
 
@@ -248,8 +259,8 @@ class _Run:
             series_id = scan.info.series_id
         except Fatal:  # it is masks without an image, which preprocessing has not put there
             return False
-        rows = _rows_by_series(self.catalog.bucket(series_id[0]).select(_KNOWN).to_pylist())
-        return any(row["status"] == "stored" for row in rows.get(series_id, ()))
+        rows = _each_row(self.catalog.bucket(series_id[0]).select(_KNOWN))
+        return any(row["series_id"] == series_id and row["status"] == "stored" for row in rows)
 
     def _tell(self, seconds: float) -> None:
         self.progress.update(
@@ -268,11 +279,24 @@ _JUDGED_BY = {"nifti", "layout", "min_slices", "repair", "deidentify"}
 _KNOWN = ["series_id", "scan_id", "status", "instances_sha256", "config_sha256", "code_version"]
 
 
-def _rows_by_series(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:
-    by_series: dict[str, list[Row]] = {}
-    for row in rows:
-        by_series.setdefault(row["series_id"], []).append(row)
-    return by_series
+_NO_MORE: tuple[str, Iterator[Row]] = ("~", iter(()))  # beyond every id
+
+
+def _each_row(table: pa.Table) -> Iterator[Row]:
+    """A few at a time: as dictionaries they take ten times the memory."""
+    for batch in table.to_batches(max_chunksize=1000):
+        yield from batch.to_pylist()
+
+
+@contextmanager
+def _frugal_arrow() -> Iterator[None]:
+    """Arrow's memory from the system, as its own allocators keep tens of MB that were used once."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 if __name__ == "__main__":

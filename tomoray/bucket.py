@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -59,6 +60,11 @@ class Bucket:
     def writer(self) -> S3Store:
         """The same client."""
         return self.reader
+
+    def folders(self, path: str) -> Iterator[str]:
+        """Names of what is right below `path` and has something below it."""
+        found = obstore.list_with_delimiter(self.reader, path or None)["common_prefixes"]
+        return (name.rstrip("/").rpartition("/")[2] for name in found)
 
     def delete(self, paths: list[str]) -> None:
         """Delete in bulk, a thousand a request; absent objects are no error."""

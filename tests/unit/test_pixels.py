@@ -36,7 +36,7 @@ from pydicom.uid import (
 from tomoray.dicom import pixels
 from tomoray.dicom.codestreams import encoded_frame, read_size
 from tomoray.dicom.headers import Instance, quiet_pydicom, read_instance
-from tomoray.dicom.pixels import Frames, decode_hu
+from tomoray.dicom.pixels import Frames
 from tomoray.errors import Reason, Refused
 
 ROWS, COLUMNS = 36, 33
@@ -90,7 +90,7 @@ def with_bits(header: Dataset, allocated: int, stored: int, *, signed: bool) -> 
 def decode(data: bytes, frame: int = 0) -> np.ndarray:
     instance = instance_of(data)
     out = np.full((instance.rows, instance.columns), 77, dtype=np.int16)
-    decode_hu(data, instance, frame, out)
+    Frames(data, instance).decode_hu(frame, out)
     return out
 
 
@@ -232,7 +232,7 @@ def test_files_of_pydicom_equal_its_own_reading(name):
     rescale = replace(instance.planes[0], slope=1.0, intercept=0.0)
     pixels = replace(instance.pixels, padding=None)
     out = np.empty((instance.rows, instance.columns), np.int16)
-    decode_hu(data, replace(instance, planes=(rescale,), pixels=pixels), 0, out)
+    Frames(data, replace(instance, planes=(rescale,), pixels=pixels)).decode_hu(0, out)
     with quiet_pydicom():
         assert np.array_equal(out, pydicom.dcmread(path).pixel_array)
 
@@ -408,13 +408,13 @@ def test_pixels_beyond_any_ct_are_refused(header):
     data = as_file(header, encapsulate([encode_frame(JPEGLSLossless, values, 12)]), JPEGLSLossless)
     instance = instance_of(data)
     with pytest.raises(Refused, match="too_large: 65535 x 65535 pixels"):
-        decode_hu(data, replace(instance, rows=65535, columns=65535), 0, np.empty((1, 1), np.int16))
+        Frames(data, replace(instance, rows=65535, columns=65535)).decode_hu(0, np.empty((1, 1), np.int16))
     out = np.empty((ROWS, COLUMNS), np.int16)
     with pytest.raises(Refused, match=f"too_large: 100000000 frames in {len(data)} bytes"):
-        decode_hu(data, replace(instance, n_frames=10**8), 0, out)
+        Frames(data, replace(instance, n_frames=10**8)).decode_hu(0, out)
     deflated = as_file(header, values.tobytes(), DeflatedExplicitVRLittleEndian)
     with pytest.raises(Refused, match="too_large"):
-        decode_hu(deflated, replace(instance_of(deflated), n_frames=10**8), 0, out)
+        Frames(deflated, replace(instance_of(deflated), n_frames=10**8)).decode_hu(0, out)
 
 
 def test_file_that_changed_is_not_decoded_by_the_old_header(header):
@@ -423,7 +423,7 @@ def test_file_that_changed_is_not_decoded_by_the_old_header(header):
     out = np.empty((ROWS, COLUMNS), np.int16)
     for changed in (data + b"12", data[:200] + b"12" + data[200:-2]):
         with pytest.raises(Refused, match="unreadable"):
-            decode_hu(changed, instance_of(data), 0, out)
+            Frames(changed, instance_of(data)).decode_hu(0, out)
 
 
 def test_wrong_use_is_an_error_of_the_caller(header):
@@ -431,7 +431,7 @@ def test_wrong_use_is_an_error_of_the_caller(header):
     data = as_file(header, values.tobytes())
     for frame, shape in ((1, (ROWS, COLUMNS)), (-1, (ROWS, COLUMNS)), (0, (COLUMNS, ROWS))):
         with pytest.raises(ValueError, match=r"frame|shape"):
-            decode_hu(data, instance_of(data), frame, np.empty(shape, np.int16))
+            Frames(data, instance_of(data)).decode_hu(frame, np.empty(shape, np.int16))
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_damaged_pixels_are_decoded_or_refused(header, syntax):
                 instance.pixels.offset + min(int(rng.expovariate(1 / 60)), len(data) - 1 - instance.pixels.offset)
             ] = rng.randrange(256)
         try:
-            decode_hu(bytes(damaged), instance, 0, out)
+            Frames(bytes(damaged), instance).decode_hu(0, out)
         except Refused:
             refused += 1
     assert refused > 100
@@ -599,7 +599,7 @@ def test_padding_becomes_air_whatever_its_sign(header, slope, written_as):
     header.RescaleSlope = slope
     data = as_file(header, values.tobytes())
     out = np.empty((ROWS, COLUMNS), np.int16)
-    assert decode_hu(data, instance_of(data), 0, out) == 8
+    assert Frames(data, instance_of(data)).decode_hu(0, out) == 8
     assert (out[0, :5] == -1024).all()
     assert (out[1, :3] == -1024).all()
     assert np.unique(out).tolist() == [-1024, 100 * int(slope)]
@@ -611,7 +611,7 @@ def test_slice_of_nothing_but_padding_is_air(header):
     header.RescaleIntercept = -1024
     data = as_file(header, np.full((ROWS, COLUMNS), -32768, "<i2").tobytes())
     out = np.empty((ROWS, COLUMNS), np.int16)
-    assert decode_hu(data, instance_of(data), 0, out) == ROWS * COLUMNS
+    assert Frames(data, instance_of(data)).decode_hu(0, out) == ROWS * COLUMNS
     assert (out == -1024).all()
 
 
@@ -621,5 +621,5 @@ def test_padding_that_could_be_tissue_is_left_alone(header):
     header.RescaleIntercept = -1024
     data = as_file(header, values.tobytes())
     out = np.empty((ROWS, COLUMNS), np.int16)
-    assert decode_hu(data, instance_of(data), 0, out) == 0
+    assert Frames(data, instance_of(data)).decode_hu(0, out) == 0
     assert np.array_equal(out, values.astype(int) - 1024)

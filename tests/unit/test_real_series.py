@@ -12,7 +12,7 @@ from tomoray.assembly.scans import Rejected, assemble
 from tomoray.assembly.slices import PlaneRef
 from tomoray.assembly.stack import REPAIRS, Rules, Stack, apply_repair
 from tomoray.dicom.headers import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, Instance, NotDicomError, read_instance
-from tomoray.dicom.pixels import decode_hu
+from tomoray.dicom.pixels import Frames
 
 
 def instances_in(found: Path, tmp_path: Path) -> dict[str, list[Instance]]:
@@ -35,7 +35,7 @@ def instances_in(found: Path, tmp_path: Path) -> dict[str, list[Instance]]:
 
 def hu(instance: Instance, ref: PlaneRef) -> np.ndarray:
     image = np.empty((instance.rows, instance.columns), dtype=np.int16)
-    decode_hu(Path(instance.key).read_bytes(), instance, ref.plane, image)
+    Frames(Path(instance.key).read_bytes(), instance).decode_hu(ref.plane, image)
     return image
 
 

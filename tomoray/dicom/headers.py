@@ -39,7 +39,7 @@ CT_STORAGE = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
 DRAWING_STORAGE = (*SEGMENTATION_STORAGE, STRUCTURE_SET_STORAGE)
 MEDIA_DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
 
-HEAD_BYTES = 65_536  # enough for the header of nearly every classic CT instance
+HEAD_BYTES = 16_384  # enough for the header of nearly every classic CT instance
 
 _LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in (50, 51, 81, 91, 203))
 

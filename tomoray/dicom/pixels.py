@@ -28,11 +28,6 @@ _PHOTOMETRIC_LETTERS = frozenset(string.ascii_uppercase + string.digits + "_ ")
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # its tag
 
 
-def decode_hu(data: bytes, instance: Instance, frame: int, out: npt.NDArray[np.int16]) -> int:
-    """One frame of a file, as `Frames.decode_hu`."""
-    return Frames(data, instance).decode_hu(frame, out)
-
-
 class Frames:
     """The frames of one file, decoded one by one. A file that must be read whole for that is so once.
 

@@ -20,7 +20,7 @@ Batch = list[SourceFile]
 ReadBatches = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Heads]]]
 
 _FILES_PER_BATCH = 256
-_THREADS = 16
+_THREADS = 4
 
 
 def take_stock(
