@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any, cast
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
@@ -41,7 +42,7 @@ def patch_generator(noise: int, channels: int, patch_zyx: Zyx) -> nn.Module:
     for before, width in pairwise(widths):
         layers += [nn.Upsample(scale_factor=2), Convolution(3, before, width, norm="batch", act="relu")]
     layers += [nn.Conv3d(channels, 1, 3, padding=1), nn.Sigmoid()]
-    return nn.Sequential(*layers)
+    return _channels_last(nn.Sequential(*layers))
 
 
 def denoiser(channels: Sequence[int]) -> nn.Module:
@@ -67,7 +68,7 @@ def denoiser(channels: Sequence[int]) -> nn.Module:
         filters=list(channels),
         norm_name="",  # none: what norms take away is how much noise there is
     )
-    return _Residual(network)
+    return _channels_last(_Residual(network))
 
 
 def patch_critic(channels: int, in_channels: int) -> nn.Module:
@@ -81,7 +82,12 @@ def patch_critic(channels: int, in_channels: int) -> nn.Module:
     for before, width in pairwise(widths):
         layers += [spectral_norm(nn.Conv3d(before, width, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
     layers.append(spectral_norm(nn.Conv3d(widths[-1], 1, 3, padding=1)))
-    return nn.Sequential(*layers)
+    return _channels_last(nn.Sequential(*layers))
+
+
+def _channels_last(network: Any) -> nn.Module:  # Module.to lacks memory_format in its types
+    """The same weights in another order: up to twice as fast on CPUs with these few channels."""
+    return cast("nn.Module", network.to(memory_format=torch.channels_last_3d))
 
 
 class _Residual(nn.Module):

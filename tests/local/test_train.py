@@ -103,7 +103,7 @@ def test_two_workers_train_and_leave_a_run(trained):
     wanted, result = trained
     assert (result["steps"], result["first_step"], result["already_done"]) == (2, 0, False)
     assert result["patients"] == {"train": 2, "validation": 1, "test": 2}
-    assert set(result["metrics"]["validation"]) == {"dice", "dice/lungs", "dice/nodules"}
+    assert set(result["metrics"]["validation"]) == {"dice", "dice/threshold", "dice/lungs", "dice/nodules"}
     assert [step for step, _ in result["metrics"]["loss_curve"]] == [1, 2]
     run = open_run(wanted.out)
     assert (run.steps, run.model_sha256) == (2, result["model_sha256"])

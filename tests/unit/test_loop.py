@@ -222,7 +222,7 @@ def test_patience_ends_it_and_the_best_is_kept(archive, tmp_path):
 
 def test_validation_scores_whole_scans(archive, tmp_path):
     outcome = train(archive, tmp_path, steps=2, validation=SCANS)
-    assert set(outcome.history[-1]["scores"]) == {"dice", "dice/lungs", "dice/nodules"}
+    assert set(outcome.history[-1]["scores"]) == {"dice", "dice/threshold", "dice/lungs", "dice/nodules"}
 
 
 def test_loss_curve_is_a_hundred_points_at_most():
