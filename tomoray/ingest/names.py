@@ -40,7 +40,13 @@ class Names:
     def without(self, names: Iterable[str]) -> Names:
         """The names that are not among these."""
         left = Names()
-        left._sorted = self._sorted[~np.isin(self._sorted, _encoded(list(names)), kind="sort")]
+        others = _encoded(list(names))
+        places = np.searchsorted(self._sorted, others)
+        keep = np.ones(len(self), dtype=bool)
+        for place, name in zip(places, others, strict=True):
+            if place < len(self) and self._sorted[place] == name:
+                keep[place] = False
+        left._sorted = self._sorted[keep]
         return left
 
 
