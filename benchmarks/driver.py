@@ -6,7 +6,7 @@ The whole of `jobs.preprocess.run` on a private Ray: a listing in a Parquet inde
 the catalog, the lease, the bar, the sweep; then the same once more, where everything is done already. Only decoding is
 left out: a task returns the row of a made-up scan, and stores that scan's completion mark and no voxels.
 
-Every size runs in a process of its own. Memory is its peak (VmHWM), less what it was before the run; CPU is that of
+Every size runs in a process of its own, which finds the index written. Memory is its peak (VmHWM), less what it was before the run; CPU is that of
 its threads, Ray's among them. Ray's own servers and the workers are other processes and not counted.
 """
 
@@ -81,25 +81,21 @@ def main() -> None:
     parser.add_argument("--series", type=int, nargs="+", default=SERIES, help="sizes")
     parser.add_argument("--in-flight", type=int, default=0, help="tasks at once; 0: twice the CPUs")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        print(json.dumps(measure(options.series[0], options.in_flight)))
+    if options.index:
+        print(json.dumps(measure(options.index, options.series[0], options.in_flight)))
         return
     if not options.json:
         print(f"{'series':>8}{'driver MB':>11}{'ms/series':>11}{'series/s':>10}  again:{'MB':>6}{'ms/series':>11}")
     found = []
     for n_series in options.series:
-        command = [
-            sys.executable,
-            __file__,
-            "--alone",
-            "--series",
-            str(n_series),
-            "--in-flight",
-            str(options.in_flight),
-        ]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        arguments = ["--series", str(n_series), "--in-flight", str(options.in_flight)]
+        with tempfile.TemporaryDirectory() as folder:
+            index = Path(folder, "index.parquet")
+            write_index(index, n_series)
+            command = [sys.executable, __file__, "--index", str(index), *arguments]
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found.append(row)
         if not options.json:
             first, again = row["first"], row["again"]
@@ -112,13 +108,11 @@ def main() -> None:
         print(json.dumps(found, indent=2))
 
 
-def measure(n_series: int, in_flight: int) -> dict[str, Any]:
-    """One run over `n_series`, and the same again."""
+def measure(index: Path, n_series: int, in_flight: int) -> dict[str, Any]:
+    """One run over the series of an index, and the same again."""
     preprocess.Ingester = NoDecoder  # type: ignore[misc] # the one thing that is left out
     os.environ["TOMORAY_KEY_FILE"] = str(Path(__file__))
     with tempfile.TemporaryDirectory() as folder, local_ray(num_cpus=max(2, os.cpu_count() or 1)):
-        index = Path(folder, "index.parquet")
-        write_index(index, n_series)
         config = PreprocessConfig(sources=[f"idc://{index}"], archive=str(Path(folder, "archive")), in_flight=in_flight)
         first, again = _run(config, n_series), _run(config, n_series)
     assert first["stored"] + first["refused"] == again["skipped"] == n_series
