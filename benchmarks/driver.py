@@ -6,8 +6,9 @@ The whole of `jobs.preprocess.run` on a private Ray: a listing in a Parquet inde
 the catalog, the lease, the bar, the sweep; then the same once more, where everything is done already. Only decoding is
 left out: a task returns the row of a made-up scan, and stores that scan's completion mark and no voxels.
 
-Every size runs in a process of its own, which finds the index written. Memory is its peak (VmHWM), less what it was before the run; CPU is that of
-its threads, Ray's among them. Ray's own servers and the workers are other processes and not counted.
+Every size runs in a process of its own, which finds the index written. Memory is its peak (VmHWM), less what it was
+before the run; CPU is that of its threads, Ray's among them. Ray's own servers and the workers are other processes and
+not counted.
 """
 
 from __future__ import annotations
