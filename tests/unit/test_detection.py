@@ -6,8 +6,7 @@ import torch
 
 from tomoray.config import load_config, make_config
 from tomoray.errors import Usage
-from tomoray.patches import Batch
-from tomoray.tasks.boxes import boxes_in_window, component_boxes, froc, match, sensitivity_at
+from tomoray.tasks.boxes import component_boxes, froc, match, sensitivity_at
 from tomoray.tasks.choice import make_task
 from tomoray.training.config import TrainConfig
 
@@ -51,39 +50,6 @@ def test_every_connected_part_of_a_label_has_a_box():
     assert boxes.tolist() == [[1, 1, 1, 3, 4, 5], [6, 6, 6, 8, 8, 8], [5, 0, 0, 6, 1, 1]]
     assert kinds.tolist() == [0, 0, 1]
     assert component_boxes(np.zeros((4, 4, 4), np.uint8), 2)[0].shape == (0, 6)
-
-
-def test_a_window_shows_lesions_of_which_it_holds_half():
-    classes = np.zeros((8, 8, 8), np.uint8)
-    classes[0:4, 2:4, 2:4] = 1  # half of it is inside
-    classes[0:5, 6:8, 6:8] = 1  # two fifths below the face
-    classes[6:8, 0:2, 0:2] = 2
-    boxes, kinds, others = boxes_in_window(classes, 2, (slice(2, 8), slice(0, 8), slice(1, 8)))
-    assert boxes.tolist() == [[0, 2, 1, 2, 4, 3], [0, 6, 5, 3, 8, 7], [4, 0, 0, 6, 2, 1]]
-    assert kinds.tolist() == [0, 0, 1]
-    assert len(others) == 0
-    boxes, kinds, others = boxes_in_window(classes, 2, (slice(3, 8), slice(0, 8), slice(0, 8)))
-    assert boxes.tolist() == [[3, 0, 0, 5, 2, 2]]
-    assert others.tolist() == [[0, 2, 2, 1, 4, 4], [0, 6, 6, 2, 8, 8]]
-
-
-def test_what_is_left_of_a_lesion_is_no_background():
-    section = {"anchors_zyx": [[8, 8, 8]], "levels": 1, "channels": 16, "crop_zyx": [16, 16, 16]}
-    base = {"patch_zyx": [32, 32, 32], "detection": section}
-    task = make_task(load_config("phantom-nodules", TrainConfig, base), [])
-    networks = task.build_networks()
-    batch = Batch(
-        image=torch.zeros(1, 1, 32, 32, 32),
-        classes=torch.zeros(1, 1, 32, 32, 32, dtype=torch.uint8),
-        samples=(5,),
-        scan_ids=("0" * 16,),
-        waited_s=0.0,
-    )
-    background = float(task.loss(networks, batch, "network").detach())
-    windows = task._window(batch, 5)
-    cut = tuple(slice(max(0, part.start - 12), part.start + 1) for part in windows)
-    batch.classes[(0, 0, *cut)] = 1
-    assert float(task.loss(networks, batch, "network").detach()) < background
 
 
 def test_a_lesion_is_hit_once_and_by_the_surest_box():

@@ -39,42 +39,6 @@ def component_boxes(classes_zyx: npt.NDArray[np.uint8], classes: int) -> tuple[T
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 6), torch.tensor(kinds, dtype=torch.int64)
 
 
-def boxes_in_window(
-    classes_zyx: npt.NDArray[np.uint8], classes: int, window: tuple[slice, slice, slice]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes around what a window shows of every connected part, in the window's own voxels.
-
-    Args:
-        classes_zyx: 0 background, n for class n; of more than the window, so that it is known what is cut off.
-        classes: how many; each is looked for.
-        window: a part of it.
-
-    Returns:
-        float32 (boxes, 6) of the parts of which half the voxels or more are inside, int64 (boxes,), the class of each
-        from 0, and float32 (others, 6) of the parts of which less is.
-    """
-    boxes: list[list[float]] = []
-    kinds: list[int] = []
-    others: list[list[float]] = []
-    for number in range(classes):
-        parts, count = ndimage.label(classes_zyx == number + 1, _TOUCHING)
-        shown = parts[window]
-        for part, where in enumerate(ndimage.find_objects(shown, count), start=1):
-            if where is None:
-                continue
-            box = [float(axis.start) for axis in where] + [float(axis.stop) for axis in where]
-            if 2 * np.count_nonzero(shown[where] == part) >= np.count_nonzero(parts == part):
-                boxes.append(box)
-                kinds.append(number)
-            else:
-                others.append(box)
-    return (
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 6),
-        torch.tensor(kinds, dtype=torch.int64),
-        torch.tensor(others, dtype=torch.float32).reshape(-1, 6),
-    )
-
-
 def match(found: Tensor, truth: Tensor, least_iou: float) -> list[int]:
     """Which true box each found one hits, or -1; earlier ones choose first and a box is hit by one only.
 

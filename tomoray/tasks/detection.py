@@ -24,7 +24,7 @@ from tomoray.archive import Archive
 from tomoray.detectors import retinanet
 from tomoray.geometry import Zyx
 from tomoray.patches import Batch
-from tomoray.tasks.boxes import FROC_RATES, boxes_in_window, component_boxes, match, sensitivity_at
+from tomoray.tasks.boxes import FROC_RATES, component_boxes, match, sensitivity_at
 from tomoray.tasks.config import DetectionConfig
 from tomoray.tasks.randomness import seeded
 from tomoray.tasks.task import Networks
@@ -65,28 +65,21 @@ class Detection:
         return {NETWORK: retinanet(self._settings, self._classes)}
 
     def loss(self, networks: Networks, batch: Batch, training: str) -> Tensor:
-        """Focal loss of every anchor and smooth L1 of the lesions' boxes, each per anchor that has a lesion.
-
-        Of a lesion that `crop_zyx` cuts off by more than half, what is left is neither lesion nor background.
-        """
-        windows = [self._window(batch, number) for number in batch.samples]
-        image = torch.stack([whole[:, z, y, x] for whole, (z, y, x) in zip(batch.image, windows, strict=True)])
+        """Focal loss of every anchor and smooth L1 of the lesions' boxes, each per anchor that has a lesion."""
+        image, patches = self._cropped(batch)
         logits, offsets, anchors, places = self._answers(networks[training], image)
-        wanted_class, counts = torch.zeros_like(logits), torch.ones_like(logits)
+        wanted_class = torch.zeros_like(logits)
         wanted_offsets, found_offsets = [], []
-        for n, (patch, window) in enumerate(zip(batch.classes[:, 0].cpu().numpy(), windows, strict=True)):
-            boxes, kinds, others = (part.to(logits.device) for part in boxes_in_window(patch, self._classes, window))
+        for n, patch in enumerate(patches[:, 0].cpu().numpy()):
+            boxes, kinds = (part.to(logits.device) for part in component_boxes(patch, self._classes))
             _, owner = self._matcher(boxes, anchors, places, len(self._settings.anchors_zyx))
             owned = torch.nonzero(owner >= 0)[:, 0]
             of = owner[owned].to(logits.device)
-            if len(others):
-                counts[n, (torch.as_tensor(box_iou(anchors, others)) > 0).any(dim=1)] = 0
-            counts[n, owned] = 1
             wanted_class[n, owned, kinds[of]] = 1
             wanted_offsets.append(self._coder.encode_single(boxes[of], anchors[owned]))
             found_offsets.append(offsets[n, owned])
         lesion_anchors = sum(len(part) for part in wanted_offsets)
-        classification = (counts * _focal_loss(logits, wanted_class)).sum()
+        classification = _focal_loss(logits, wanted_class).sum()
         regression = functional.smooth_l1_loss(
             torch.cat(found_offsets), torch.cat(wanted_offsets), beta=1 / 9, reduction="sum"
         )
@@ -151,16 +144,20 @@ class Detection:
         means = {key: fmean(scores[key] for scores in per_label.values()) for key in per_label[labels[0]]}
         return {**means, **{f"sensitivity/{name}": scores["sensitivity"] for name, scores in per_label.items()}}
 
-    def _window(self, batch: Batch, number: int) -> tuple[slice, slice, slice]:
-        """The part of a patch that is learned from; its place depends on the seed and the sample's number alone."""
-        sides = batch.image.shape[2:]
-        generator = seeded(self._config.seed, "crop", number)
-        places = []
-        for side, part in zip(sides, self._settings.crop_zyx or sides, strict=True):
-            start = int(torch.randint(side - part + 1, (), generator=generator))
-            places.append(slice(start, start + part))
-        z, y, x = places
-        return z, y, x
+    def _cropped(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image and classes of a part of each patch, whose place depends on the seed and the sample's number alone."""
+        if self._settings.crop_zyx is None:
+            return batch.image, batch.classes
+        images, classes = [], []
+        for n, number in enumerate(batch.samples):
+            generator = seeded(self._config.seed, "crop", number)
+            image, patch = batch.image[n], batch.classes[n]
+            for axis, part in enumerate(self._settings.crop_zyx, start=1):
+                start = int(torch.randint(image.shape[axis] - part + 1, (), generator=generator))
+                image, patch = image.narrow(axis, start, part), patch.narrow(axis, start, part)
+            images.append(image)
+            classes.append(patch)
+        return torch.stack(images), torch.stack(classes)
 
     def _answers(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Of a batch: logits (n, anchors, classes), offsets (n, anchors, 6), anchors (anchors, 6), places per level."""
