@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--peers", type=Path, default=Path("peers"), help="where nnunetv2 and torchio are")
-    parser.add_argument("--only", default="", help="peers whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="peers whose name holds one of these")
     parser.add_argument("--folder", type=Path, help="keep the volumes here, and use those that are there")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -73,10 +73,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, s3_server(Path(temporary)) as kind:
         folder = options.folder or Path(temporary)
         prepare(options.series, folder)
-        names = [name for name in PEERS if options.only in name]
+        names = [name for name in PEERS if any(part in name for part in options.only)]
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _, name in itertools.product(range(options.rounds), names):
             runs[name].append(measure(name, folder, options.seconds))
+            print(name, runs[name][-1], file=sys.stderr, flush=True)
         table = {name: summary(found) for name, found in runs.items()}
     if options.json:
         print(json.dumps({"s3": kind, "peers": table}, indent=2))
@@ -107,10 +108,10 @@ def measure(name: str, folder: Path, seconds: float) -> dict[str, Any]:
         for n in range(PROCESSES.get(name, 1))
     ]
     ready = [process.stdout.readline() for process in processes]
-    if all(line.startswith("{") for line in ready):  # it is missing
+    if not all(line.startswith("ready") for line in ready):  # it is missing, or its workers died
         for process in processes:
             process.communicate()
-        return json.loads(ready[0])
+        return json.loads(ready[0]) if ready[0].startswith("{") else {"missing": "it ended with an error"}
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -128,8 +129,8 @@ def measure(name: str, folder: Path, seconds: float) -> dict[str, Any]:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over rounds."""
-    if "missing" in runs[0]:
-        return runs[0]
+    if any("missing" in run for run in runs):
+        return next(run for run in runs if "missing" in run)
     middle = {
         key: statistics.median(run[key] for run in runs) if runs[0][key] is not None else None
         for key in ("rate", "cpu_ms", "peak_mb", "requests", "mb")

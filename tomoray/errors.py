@@ -84,3 +84,7 @@ class Usage(Fatal):
 
 class TooLarge(Fatal):
     """Stop: more data than the caller allows."""
+
+
+class Shortage(Fatal):
+    """Stop: more memory than there is. One worker meets it, and the others do not know of it."""

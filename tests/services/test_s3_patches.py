@@ -82,7 +82,7 @@ def test_a_patch_asks_s3_six_times_at_most_also_when_every_scan_is_new(bucket, c
     patches = sum(len(batch.samples) for batch in islice(stream, 24))
     asked = counted - before
     assert patches == 48
-    assert sum(asked.values()) <= stream.stats.requests + 4  # what was under way when it ended
+    assert sum(asked.values()) <= stream.stats.requests + 16  # of the loaders, each may have been asking when it ended
     assert asked["GET"] / patches <= 6
 
 

@@ -4,13 +4,14 @@ import pickle
 
 import pytest
 
-from tomoray.errors import Fatal, Reason, Refused, TomoRayError, TooLarge, Transient, Usage
+from tomoray.errors import Fatal, Reason, Refused, Shortage, TomoRayError, TooLarge, Transient, Usage
 
 ERRORS = [
     Refused(Reason.MISSING_SLICES, "gap of 7.5 mm after plane 12; wanted 2.5 mm"),
     Transient("s3://bucket did not answer in 30 s"),
     Fatal("no such bucket: s3://bucket"),
     TooLarge("the zip holds more than 1000 bytes; send less, or raise the limit"),
+    Shortage("a step wants more than 9.1 GB of memory and 8.0 GB are free for it; lower batch_size"),
     Usage("unknown key 'stpes'; did you mean 'steps'?"),
 ]
 

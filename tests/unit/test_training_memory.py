@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from tomoray.errors import Fatal
+from tomoray.errors import Fatal, Shortage
 from tomoray.patches import Batch, PatchStream
 from tomoray.tasks.choice import make_task
 from tomoray.training import engine as engines
 from tomoray.training import memory
 from tomoray.training.config import TrainConfig
 from tomoray.training.engine import Engine
-from tomoray.training.memory import Shortage, bounded, free_memory
+from tomoray.training.memory import bounded, free_memory
 
 CONFIG = TrainConfig(labels=["a"], batch_size=4, optimizer={"name": "sgd"}, steps=9)
 SIDE = 16

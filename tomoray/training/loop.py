@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from torch import distributed
 
 from tomoray.archive import Archive
-from tomoray.errors import Fatal, TomoRayError, Transient
+from tomoray.errors import Fatal, Shortage, TomoRayError, Transient
 from tomoray.patches import Batch, PatchStream
 from tomoray.runs import ATTEMPTS, CHECKPOINTS, HISTORY
 from tomoray.storage import Store
@@ -28,7 +28,7 @@ from tomoray.tasks.task import Task
 from tomoray.training.checkpoints import Checkpoints, pack, unpack
 from tomoray.training.config import TrainConfig
 from tomoray.training.engine import Engine
-from tomoray.training.memory import Shortage, explained_shortage
+from tomoray.training.memory import explained_shortage
 
 T = TypeVar("T")
 Line = dict[str, Any]

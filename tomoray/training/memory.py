@@ -9,16 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tomoray.errors import Fatal
+from tomoray.errors import Shortage
 from tomoray.training.config import TrainConfig
 
 _LEAST_PEAK = 1.3  # a step's peak by what autograd keeps; 1.5 to 1.95 were measured (tomoray.statistics.step_memory)
 _UNLIMITED = 1 << 60  # what cgroup v1 says instead of "max" is above
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-
-
-class Shortage(Fatal):
-    """A step wants more memory than there is; met by one worker, the others do not know of it."""
 
 
 def advice(config: TrainConfig) -> str:
