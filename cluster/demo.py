@@ -24,7 +24,7 @@ KEY = b"the demo's patients are made up, so their pseudonyms need no secret\n"
 
 
 class DemoConfig(Config):
-    """`tomoray demo`. The defaults fit two cores, 6 GB and six minutes.
+    """`tomoray demo`. The defaults fit two cores, 6 GB and five minutes.
 
     Attributes:
         steps: None: the recipe's.
