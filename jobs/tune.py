@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -305,8 +305,7 @@ def _room(base: TrainConfig) -> int:
 def _with_failure(standing: Standing, failed: Mapping[str, str]) -> Standing:
     if standing.ended or standing.name not in failed:
         return standing
-    values = {**asdict(standing), "state": "failed", "message": failed[standing.name]}
-    return Standing(**values)
+    return replace(standing, state="failed", message=failed[standing.name])
 
 
 def _one_line(error: Exception) -> str:

@@ -125,7 +125,7 @@ def begin_run(store: Store, config: TrainConfig, split: Split, archive_sha256: s
         "archive_sha256": archive_sha256,
         **_versions(),
     }
-    if store.write_new(STARTED, _dump(wanted)):
+    if store.write_new(STARTED, to_indented_json(wanted)):
         return split, False
     found = _read_json(store, STARTED) or wanted
     before = make_config(TrainConfig, found["config"], f"{store.url}/{STARTED}").model_dump(mode="json")
@@ -140,7 +140,7 @@ def begin_run(store: Store, config: TrainConfig, split: Split, archive_sha256: s
         raise Usage(f"{store.url} holds a run with another config: {changes}; choose another --out")
     if config.steps > before["steps"]:
         store.delete([FINISHED])
-        store.write(STARTED, _dump({**found, "config": wanted["config"]}))
+        store.write(STARTED, to_indented_json({**found, "config": wanted["config"]}))
     return _split(found["split"]), store.exists(FINISHED)
 
 
@@ -181,7 +181,7 @@ def finish_run(
         "cost": cost_so_far(store, config),
         **_versions(),
     }
-    store.write(FINISHED, _dump(facts))
+    store.write(FINISHED, to_indented_json(facts))
     return open_run(store.url)
 
 
@@ -290,5 +290,6 @@ def _read_json(store: Store, key: str) -> dict[str, Any] | None:
     return found
 
 
-def _dump(values: Mapping[str, Any]) -> bytes:
+def to_indented_json(values: Mapping[str, Any]) -> bytes:
+    """For people to read: the same values give the same bytes."""
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

@@ -180,8 +180,9 @@ class ShardedArray:
             self._separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
             self._index_codecs = inner["index_codecs"]
             self._codec = ChunkCodec(inner["codecs"])
-            if (sharding["name"], inner["index_location"]) != ("sharding_indexed", "end"):
-                raise ValueError("not sharded, or the index stands first")
+            found = sharding["name"], inner["index_location"], metadata["chunk_key_encoding"]["name"]
+            if found != ("sharding_indexed", "end", "default"):
+                raise ValueError("not sharded, or the index or the keys stand otherwise")
         except (ValueError, KeyError, TypeError) as error:
             raise Fatal(f"{reader.store.url}/{path} is no sharded array as tomoray preprocess stores") from error
         self.dtype = np.dtype(metadata["data_type"])

@@ -20,7 +20,8 @@ import yaml
 from tomoray import __version__
 from tomoray.config import make_config
 from tomoray.errors import Fatal, Usage
-from tomoray.runs import FINISHED, MAY_CHANGE, read_history
+from tomoray.runs import FINISHED, MAY_CHANGE, read_history, to_indented_json
+from tomoray.runs import STARTED as RUN_STARTED
 from tomoray.storage import Store
 from tomoray.training.config import TrainConfig
 from tomoray.training.search import Standing, State, Trial, TuneConfig
@@ -52,10 +53,10 @@ def begin_tuning(store: Store, config: TuneConfig) -> None:
     Raises:
         Usage: the folder holds another tuning, or a run.
     """
-    if store.exists(FINISHED) or store.exists("started.json"):
+    if store.exists(FINISHED) or store.exists(RUN_STARTED):
         raise Usage(f"{store.url} holds a run, not a tuning; choose another --out")
     wanted = {"config": config.model_dump(mode="json"), "code_version": __version__}
-    if store.write_new(STARTED, _dump(wanted)):
+    if store.write_new(STARTED, to_indented_json(wanted)):
         return
     try:
         there = make_config(TuneConfig, json.loads(store.read(STARTED))["config"], f"{store.url}/{STARTED}")
@@ -112,7 +113,9 @@ def rank(tuning: Tuning, standings: Sequence[Standing]) -> list[Standing]:
 
 def write_ranking(tuning: Tuning, ranking: Sequence[Standing]) -> None:
     """Write `trials.json`, and `best.yaml` where a trial came to its end. Safe to repeat."""
-    tuning.store.write(TRIALS, _dump({"monitor": tuning.monitor, "trials": [asdict(each) for each in ranking]}))
+    tuning.store.write(
+        TRIALS, to_indented_json({"monitor": tuning.monitor, "trials": [asdict(each) for each in ranking]})
+    )
     best = ranking[0]
     if not best.ended or best.score is None:
         return
@@ -130,7 +133,3 @@ def _what_stays(config: TuneConfig) -> dict[str, Any]:
     kept = MAY_CHANGE - {"validate_every", "patience"}
     fields = {f"train.{name}": value for name, value in base.model_dump(mode="json").items() if name not in kept}
     return {**fields, **config.model_dump(mode="json", include={"space", "asha", "seed"})}
-
-
-def _dump(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()

@@ -53,12 +53,12 @@ class Segmentation:
         segmenter = Segmenter(network, self._config, next(network.parameters()).device)
         image_zyx = scan.image().read().result()
         masks = segmenter.segment(image_zyx, scan.geometry)
-        truth = {name: scan.label(name).read().result() for name in self._config.labels}
-        return {
-            "dice": {name: dice(masks[name], truth[name]) for name in truth},
-            "voxels": self._histogram(image_zyx),
-            "inside": {name: self._histogram(image_zyx, mask) for name, mask in truth.items()},
-        }
+        found: dict[str, Any] = {"dice": {}, "voxels": self._histogram(image_zyx), "inside": {}}
+        for name in self._config.labels:  # one true mask in memory at a time
+            truth = scan.label(name).read().result()
+            found["dice"][name] = dice(masks[name], truth)
+            found["inside"][name] = self._histogram(image_zyx, truth)
+        return found
 
     def score(self, found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Mean Dice of each label as `dice/LABEL`, and their mean as `dice`.
