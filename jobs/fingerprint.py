@@ -31,7 +31,7 @@ def run(config: FingerprintConfig) -> dict[str, Any]:
         Fatal: no such archive, no scan in it, or one cannot be read.
     """
     archive = Archive.open(config.archive)
-    scan_ids = [row["scan_id"] for row in Catalog(archive.store).rows() if row["status"] == "stored"]
+    scan_ids = [row["scan_id"] for row in Catalog(archive.store).stored()]
     found = measure(archive, scan_ids, body_level=config.body_level, in_flight=config.in_flight)
     if config.save:
         save_fingerprint(archive.store, found)

@@ -174,7 +174,7 @@ class _Run:
     def _todo(self, advance: Advance) -> Iterator[_Todo]:
         """Entries that the catalog does not answer for yet, a catalog file at a time."""
         for digit in "0123456789abcdef":
-            bucket = self.catalog.bucket(digit).select(_KNOWN)
+            bucket = self.catalog.bucket(digit, _KNOWN)
             self.refused_before += pc.sum(pc.equal(bucket["status"], "refused")).as_py() or 0
             known = groupby(_each_row(bucket), itemgetter("series_id"))
             series_id, rows = next(known, _NO_MORE)
@@ -244,7 +244,7 @@ class _Run:
         self.there = Names()  # what was there at the beginning
         unnamed = Names(archive.store.walk_folders("scans"))
         for digit in "0123456789abcdef":
-            unnamed = unnamed.without(self.catalog.bucket(digit)["scan_id"].drop_null().to_pylist())
+            unnamed = unnamed.without(self.catalog.bucket(digit, ["scan_id"])["scan_id"].drop_null().to_pylist())
         for scan_id in unnamed:
             if not archive.has_scan(scan_id) or self._is_replaced(scan_id):
                 archive.delete_scan(scan_id)
@@ -259,7 +259,7 @@ class _Run:
             series_id = scan.info.series_id
         except Fatal:  # it is masks without an image, which preprocessing has not put there
             return False
-        rows = _each_row(self.catalog.bucket(series_id[0]).select(_KNOWN))
+        rows = _each_row(self.catalog.bucket(series_id[0], _KNOWN))
         return any(row["series_id"] == series_id and row["status"] == "stored" for row in rows)
 
     def _tell(self, seconds: float) -> None:

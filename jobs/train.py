@@ -110,7 +110,7 @@ def prepare(config: TrainConfig) -> Job:
     archive, store = Archive.open(config.archive), open_store(config.out)
     store.check()
     config = config.model_copy(update={"archive": archive.url, "out": store.url, "gpu": _use_gpu(config)})
-    rows = [row for row in Catalog(archive.store).rows() if row["status"] == "stored"]
+    rows = Catalog(archive.store).stored()
     if not rows:
         raise Fatal(f"archive {archive.url} holds no scan; fill it with: tomoray preprocess SOURCE {archive.url}")
     split = split_by_patient(sorted({row["patient_id"] for row in rows}), config.split)

@@ -147,7 +147,7 @@ def _told(watcher: Watcher) -> dict[str, Any]:
 def _loop(config: TrainConfig, scans: Scans, worker: Worker) -> Loop:
     torch.set_num_threads(config.cpus)
     archive = Archive.open(str(config.archive))
-    rows = [row for row in Catalog(archive.store).rows() if row["status"] == "stored"]
+    rows = Catalog(archive.store).stored()
     task = make_task(config, rows)
     parts = (scans["train"], scans["validation"])
     return Loop(config, task, archive, parts, open_store(str(config.out)), worker, augment=augment)

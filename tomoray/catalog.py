@@ -99,12 +99,17 @@ class Catalog:
         rows: list[Row] = self.table().to_pylist()
         return rows
 
-    def bucket(self, digit: str) -> pa.Table:
-        """The rows of all series whose id begins with this hexadecimal digit."""
+    def stored(self) -> list[Row]:
+        """The rows of scans that are in the archive, as dictionaries."""
+        rows: list[Row] = self.table().filter(pc.field("status") == "stored").to_pylist()
+        return rows
+
+    def bucket(self, digit: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+        """The rows of all series whose id begins with this hexadecimal digit, in these columns."""
         try:
-            return self._read(f"{digit}.parquet")
+            return self._read(f"{digit}.parquet", columns)
         except FileNotFoundError:
-            return SCHEMA.empty_table()
+            return SCHEMA.empty_table().select(columns)
 
     def clear_partial(self) -> None:
         """Remove what a writer that was killed left unfinished."""
@@ -130,16 +135,18 @@ class Catalog:
             if not merged.equals(old):
                 self._store.write(f"{digit}.parquet", _parquet(merged))
 
-    def _read(self, key: str) -> pa.Table:
+    def _read(self, key: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
         """A file's rows; columns that a later or earlier release has or lacks are dropped or null."""
-        stored = pq.read_table(io.BytesIO(self._store.read(key)))
-        columns = [
+        with pq.ParquetFile(io.BytesIO(self._store.read(key))) as file:
+            stored = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+        fields = [SCHEMA.field(name) for name in columns]
+        arrays = [
             stored[field.name].cast(field.type)
             if field.name in stored.column_names
             else pa.nulls(len(stored), field.type)
-            for field in SCHEMA
+            for field in fields
         ]
-        return pa.table(columns, schema=SCHEMA)
+        return pa.table(arrays, schema=pa.schema(fields))
 
 
 def stored_row(volume: Volume, config_sha256: str, header: Deidentified | None = None) -> Row:

@@ -184,7 +184,7 @@ def _cases(run: Run, most: int) -> Iterator[Case]:
     archive, segmenter = Archive.open(str(run.config.archive)), load_segmenter(run)
     parts = asdict(run.split)
     wanted = list(parts["validation"] or parts["test"])[:most]
-    rows = [row for row in Catalog(archive.store).rows() if row["status"] == "stored"]
+    rows = Catalog(archive.store).stored()
     for patient in wanted:
         scan = archive.scan(min(row["scan_id"] for row in rows if row["patient_id"] == patient))
         image = scan.image().read().result()
