@@ -1,8 +1,11 @@
-"""`tomoray preprocess` on Ray with one task at a time and with as many as there are cores.
+"""`tomoray preprocess` on Ray: on one core, on all cores, and on all cores with one task at a time.
 
     .venv/bin/python benchmarks/preprocess_cores.py [--series DIR] [--copies 8] [--rounds 3]
 
-Copies of one series under UIDs of their own, uncompressed. Ray's workers are warm; its start is not counted.
+Copies of one series under UIDs of their own, uncompressed. A core is a core for everything: the driver, Ray's own
+processes and the tasks stay on it. (A task alone on a machine of two cores is faster than on one core, since it writes
+in threads of its own while the driver works beside it.) Ray's workers are warm; its start is not counted. The ways take
+turns; medians are given.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,28 +28,38 @@ from tomoray.config import PreprocessConfig
 
 
 def main() -> None:
-    """Both ways in turn; print medians and the ratio."""
+    """All ways in turn; print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=Path, default=SERIES, help="a folder with one CT series")
     parser.add_argument("--copies", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    ways = {"1 core": (1, 1), f"{cores} cores": (cores, cores), f"{cores} cores, 1 task at a time": (cores, 1)}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         copy(options.series, source, options.copies)
-        seconds: dict[int, list[float]] = {1: [], cores: []}
-        with local_ray():
-            run(source, Path(folder, "warm-up"), cores)
-            for n in range(options.rounds):
-                for tasks in seconds:
-                    started = time.perf_counter()
-                    voxel_mb = run(source, Path(folder, f"{n}-{tasks}"), tasks)
-                    seconds[tasks].append(time.perf_counter() - started)
-        one, all_s = (statistics.median(seconds[tasks]) for tasks in (1, cores))
-        print(f"{voxel_mb:.0f} MB of voxels in {options.copies} series")
-        print(f"1 task:  {one:.2f} s, {voxel_mb / one:.0f} MB/s")
-        print(f"{cores} tasks: {all_s:.2f} s, {voxel_mb / all_s:.0f} MB/s, {one / all_s:.2f} x")
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for way, (on, tasks) in ways.items():
+                command = [sys.executable, __file__, "--measure", str(source), str(on), str(tasks)]
+                out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+                found[way].append((float(out[-2]), float(out[-1])))
+    seconds = {way: statistics.median(each for each, _ in runs) for way, runs in found.items()}
+    print(f"{found['1 core'][0][1]:.0f} MB of voxels in {options.copies} series")
+    for way, (_, voxel_mb) in zip(ways, (runs[0] for runs in found.values()), strict=True):
+        ratio = seconds["1 core"] / seconds[way]
+        print(f"{way:28}{seconds[way]:6.2f} s {voxel_mb / seconds[way]:6.0f} MB/s {ratio:6.2f} x one core")
+
+
+def measure(source: str, cores: int, tasks: int) -> None:
+    """Seconds and MB of one run on the first `cores` cores, on stdout."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    with tempfile.TemporaryDirectory() as folder, local_ray(num_cpus=cores):
+        run(Path(source, "0"), Path(folder, "warm-up"), tasks)
+        started = time.perf_counter()
+        voxel_mb = run(Path(source), Path(folder, "archive"), tasks)
+        print(time.perf_counter() - started, voxel_mb)
 
 
 def run(source: Path, archive: Path, tasks: int) -> float:
@@ -70,4 +85,7 @@ def copy(series: Path, out: Path, copies: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()
