@@ -7,7 +7,7 @@ import runpy
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,3 +172,16 @@ def load_source() -> Callable[[str], list[LoadedScan | RefusedPart]]:
         return [part for item in items for part in ingester.load(item)]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def kubernetes_errors() -> Callable[..., list[str]]:
+    """`kubernetes_errors(manifest, gates=…)`: what an API server or the KubeRay operator would refuse, a line each."""
+    schemas = runpy.run_path(str(Path(__file__).parent / "kubernetes_schemas.py"))
+
+    def errors(manifest: dict[str, Any], gates: Collection[str] = ()) -> list[str]:
+        if manifest["kind"] in schemas["KUBERAY_KINDS"] and not schemas["has_kuberay_crds"]():
+            pytest.skip(schemas["SKIPPED"])
+        return list(schemas["errors_of"](manifest, gates))
+
+    return errors
