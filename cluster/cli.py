@@ -30,11 +30,11 @@ from tomoray.config import (
     PhantomConfig,
     PredictConfig,
     PreprocessConfig,
-    ServeConfig,
     read_recipe,
     recipe_names,
 )
 from tomoray.errors import Usage
+from tomoray.serving_config import ServeConfig
 from tomoray.training.config import TrainConfig
 
 app = typer.Typer(

@@ -31,7 +31,6 @@ from tomoray.config import (
     PhantomConfig,
     PredictConfig,
     PreprocessConfig,
-    ServeConfig,
     load_config,
 )
 from tomoray.dicom.seg import read_segmentation
@@ -42,6 +41,7 @@ from tomoray.progress import console
 from tomoray.reports import run_report as report
 from tomoray.reports.pictures import Case
 from tomoray.runs import open_run
+from tomoray.serving_config import ServeConfig
 from tomoray.storage import open_store
 from tomoray.training.config import TrainConfig
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from ray import serve
 
 from cluster.local import local_ray
-from tomoray.config import ServeConfig
 from tomoray.errors import Fatal
 from tomoray.progress import console
 from tomoray.runs import open_run
+from tomoray.serving_config import ServeConfig
 
 
 @contextmanager
@@ -26,13 +26,14 @@ def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
         Fatal: the run cannot be opened, the port is taken, Ray Serve runs already, or the application does not
             start.
     """
-    open_run(config.run)  # before Ray starts, so that a wrong name is told at once
+    for model in config.served:
+        open_run(model.source)  # before Ray starts, so that a wrong name is told at once
     port = _free_port(config.host, config.port)
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray.serve").setLevel(level)
     with local_ray(verbose=verbose):
         if serve.status().proxies:  # its port is not ours to choose, and its applications are not ours to stop
-            raise Fatal(f"Ray Serve runs on this cluster already; there: serve run serving.app:app run={config.run}")
+            raise Fatal("Ray Serve runs on this cluster already; there: serve run serving.app:app …")
         try:
             with console.status("starting the endpoint"):
                 serve.start(
@@ -56,7 +57,9 @@ def _deploy(config: ServeConfig) -> None:
     try:
         serve.run(application, name="tomoray")
     except RuntimeError as error:  # a replica that could not be made
-        raise Fatal(f"the endpoint for run {config.run} did not start; --debug shows why") from error
+        raise Fatal(
+            f"the endpoint for {', '.join(model.source for model in config.served)} did not start; --debug shows why"
+        ) from error
 
 
 def _free_port(host: str, port: int) -> int:

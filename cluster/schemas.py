@@ -18,9 +18,9 @@ from tomoray.config import (
     PreprocessConfig,
     QcConfig,
     ReportConfig,
-    ServeConfig,
 )
 from tomoray.errors import Usage
+from tomoray.serving_config import ServeConfig
 from tomoray.training.config import CrossValidateConfig, TrainConfig
 from tomoray.training.search import TuneConfig
 

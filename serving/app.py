@@ -11,9 +11,9 @@ from ray import serve
 from serving.gateway import Gateway
 from serving.model import SegmentModel, served_model
 from tomoray import settings
-from tomoray.config import ServeConfig
 from tomoray.errors import Fatal
 from tomoray.runs import Run, open_run
+from tomoray.serving_config import ServeConfig
 from tomoray.storage import open_store
 
 # One scan at a time fills a replica; the gateway works in threads and mostly waits, so it claims no CPU of its own.
@@ -28,7 +28,7 @@ def app(config: ServeConfig) -> serve.Application:
 
     `host` and `port` belong to whoever starts Ray Serve; they are not read here.
     """
-    run = open_run(config.run)
+    run = open_run(config.served[0].source)
     run.read_model()  # damage is told here in one line; a replica could only fail to start
     model = served_model(_model_name(run), run)
     resources = _replica_resources(config)

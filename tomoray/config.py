@@ -245,24 +245,6 @@ class PhantomConfig(Config):
     matrix: Annotated[int, Field(ge=64, le=512)] = 256
 
 
-class ServeConfig(Config):
-    """`serving.app:app`: runs as endpoints.
-
-    Attributes:
-        run: the run whose model is served.
-        archives: archives that a reference may name; empty: only the one the run was trained on.
-        cpus: of each replica; 0: its share of a single machine, 1 on a cluster of several.
-    """
-
-    run: Url
-    archives: list[Url] = []
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    replicas: Positive = 1
-    cpus: Annotated[int, Field(ge=0)] = 0
-    max_body_mb: Positive = 2048
-
-
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 

@@ -23,10 +23,11 @@ from jobs import predict, preprocess
 from tomoray import phantom
 from tomoray.archive import Archive
 from tomoray.catalog import Split
-from tomoray.config import PhantomConfig, PredictConfig, PreprocessConfig, ServeConfig
+from tomoray.config import PhantomConfig, PredictConfig, PreprocessConfig
 from tomoray.dicom.seg import read_segmentation
 from tomoray.networks import build_network
 from tomoray.runs import begin_run, finish_run
+from tomoray.serving_config import ServeConfig
 from tomoray.storage import open_store
 from tomoray.training.config import TrainConfig
 
