@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from cluster.targets import Targets
 from tomoray.config import (
-    Config,
     EvaluateConfig,
     ExportConfig,
     FingerprintConfig,
@@ -24,7 +26,7 @@ from tomoray.serving_config import ServeConfig
 from tomoray.training.config import CrossValidateConfig, TrainConfig
 from tomoray.training.search import TuneConfig
 
-CONFIGS: dict[str, type[Config]] = {
+CONFIGS: dict[str, type[BaseModel]] = {
     "phantom": PhantomConfig,
     "preprocess": PreprocessConfig,
     "plan": PlanConfig,
@@ -39,6 +41,7 @@ CONFIGS: dict[str, type[Config]] = {
     "export": ExportConfig,
     "report": ReportConfig,
     "serve": ServeConfig,
+    "targets": Targets,
 }
 
 

@@ -88,3 +88,7 @@ class TooLarge(Fatal):
 
 class Shortage(Fatal):
     """Stop: more memory than there is. One worker meets it, and the others do not know of it."""
+
+
+class Forbidden(Fatal):
+    """Stop: whoever asks may not do this on the cluster."""

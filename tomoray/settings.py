@@ -76,6 +76,12 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
+def targets_file() -> Path:
+    """Where clusters are written down by name: `TOMORAY_TARGETS`, else `~/.config/tomoray/targets.yaml`."""
+    named = os.environ.get("TOMORAY_TARGETS")
+    return Path(named) if named else Path.home() / ".config" / "tomoray" / "targets.yaml"
+
+
 def pseudonym_key() -> bytes:
     """The secret that turns identifiers into pseudonyms.
 

@@ -40,7 +40,11 @@ def test_every_command_shown_parses(page: Path) -> None:
     commands = typer.main.get_command(cli.app).commands
     for line in re.findall(r"^tomoray .*$", blocks(page), flags=re.MULTILINE):
         _, name, *arguments = shlex.split(line.partition(" > ")[0], comments=True)
-        commands[name].make_context(name, arguments)
+        command = commands[name]
+        while hasattr(command, "commands"):
+            name, *arguments = arguments
+            command = command.commands[name]
+        command.make_context(name, arguments)
     for name in re.findall(r"^tomoray ([a-z][a-z-]*)", inline(page), flags=re.MULTILINE):
         assert name in commands
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from tomoray.errors import Fatal, Reason, Refused, Shortage, TomoRayError, TooLarge, Transient, Usage
+from tomoray.errors import Fatal, Forbidden, Reason, Refused, Shortage, TomoRayError, TooLarge, Transient, Usage
 
 ERRORS = [
     Refused(Reason.MISSING_SLICES, "gap of 7.5 mm after plane 12; wanted 2.5 mm"),
@@ -12,6 +12,7 @@ ERRORS = [
     Fatal("no such bucket: s3://bucket"),
     TooLarge("the zip holds more than 1000 bytes; send less, or raise the limit"),
     Shortage("a step wants more than 9.1 GB of memory and 8.0 GB are free for it; lower batch_size"),
+    Forbidden("rayjobs.ray.io is forbidden: you cannot list it; ask the cluster's owner for a Role that may"),
     Usage("unknown key 'stpes'; did you mean 'steps'?"),
 ]
 
