@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from tomoray.volume import ScanInfo, ScanUids, Volume
 REAL_CT = Path(__file__).parents[2] / "shared" / "ct"
 S3_SERVER = Path(__file__).parent / "services" / "s3_server.py"
 _s3_server: dict[str, Any] = runpy.run_path(str(S3_SERVER))
+# Tools that came with the environment (dciodvfy, dcm2niix) before the system's, which are older
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 _exactly_once: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "exactly_once.py"))
 
 

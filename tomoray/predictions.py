@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 
 from pydicom import Dataset
 
 from tomoray import __version__, nifti
 from tomoray.archive import Archive, Scan
 from tomoray.config import Layout
-from tomoray.dicom.seg import archived_headers, write_segmentation
+from tomoray.dicom.seg import Kind, archived_headers, write_segmentation
+from tomoray.dicom.sr import Measurements, write_report
 from tomoray.errors import Fatal
 from tomoray.storage import Store
 from tomoray.volume import Mask
@@ -84,20 +86,51 @@ class Predictions:
 
 
 def segmentation_file(
-    masks: Mapping[str, Mask], headers: Sequence[Dataset], model_sha256: str, scan_id: str | None
+    masks: Mapping[str, Mask],
+    headers: Sequence[Dataset],
+    model_sha256: str,
+    name: str | None,
+    kind: Kind = "BINARY",
+    made: datetime | None = None,
 ) -> bytes:
-    """A model's masks as DICOM SEG of the series that `headers` describe (`dicom_seg.write_segmentation`).
+    """A model's masks as DICOM SEG of the series that `headers` describe (`dicom.seg.write_segmentation`).
 
-    For an archived scan the same bytes each time; with no `scan_id` it gets new UIDs and today's date.
+    Args:
+        masks: by label.
+        headers: of the series.
+        model_sha256: of the weights.
+        name: of the scan in its archive, or of the job: with the same one the same bytes each time. None: new UIDs.
+        kind: BINARY or LABELMAP.
+        made: when; None: at the source's own date where there is a name, else now.
     """
-    return write_segmentation(
-        masks,
-        headers,
-        algorithm=f"TomoRay model {model_sha256[:12]}",
-        algorithm_version=__version__,
-        uid_seed=scan_id and f"{model_sha256}/{scan_id}",
-        series_description="TomoRay segmentation",
+    return write_segmentation(masks, headers, kind=kind, **_authorship(model_sha256, name, "segmentation", made))
+
+
+def report_file(
+    measurements: Measurements,
+    headers: Sequence[Dataset],
+    model_sha256: str,
+    name: str | None,
+    made: datetime | None = None,
+) -> bytes:
+    """What a model measured as DICOM SR of the series that `headers` describe (`dicom.sr.write_report`).
+
+    With a `name`, its volumes refer to the segments of `segmentation_file` of the same name, model and series.
+    """
+    segmented = name is not None and bool(measurements.volumes_ml)
+    return write_report(
+        measurements, headers, segmented=segmented, **_authorship(model_sha256, name, "measurements", made)
     )
+
+
+def _authorship(model_sha256: str, name: str | None, what: str, made: datetime | None) -> dict[str, Any]:
+    return {
+        "algorithm": f"TomoRay model {model_sha256[:12]}",
+        "algorithm_version": __version__,
+        "uid_seed": name and f"{model_sha256}/{name}",
+        "series_description": f"TomoRay {what}",
+        "made": made,
+    }
 
 
 def _nifti_files(scan: Scan, masks: Mapping[str, Mask]) -> dict[str, bytes]:

@@ -11,9 +11,12 @@ import pytest
 from pydicom import Dataset
 
 from tomoray.config import PhantomConfig
-from tomoray.dicom.seg import archived_headers, hashed_uid, write_segmentation
+from tomoray.dicom.derived import hashed_uid
+from tomoray.dicom.seg import archived_headers
+from tomoray.dicom.sr import Lesion, Measurements
 from tomoray.geometry import Geometry
 from tomoray.phantom import write_patient
+from tomoray.predictions import report_file, segmentation_file
 from tomoray.privacy.deidentify import Deidentifier
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.volume import ScanInfo, ScanUids
@@ -22,10 +25,12 @@ from tomoray.volume import ScanInfo, ScanUids
 def complaints(path: Path) -> list[str]:
     """Every line of dciodvfy about `path` but the name of the IOD; warnings included."""
     if shutil.which("dciodvfy") is None:
-        pytest.skip("no dciodvfy: apt-get install dicom3tools")
+        pytest.skip("no dciodvfy: make install")
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines()
-    assert any(line in {"CTImage", "Segmentation"} for line in lines), f"dciodvfy did not know the IOD: {lines}"
+    assert any(line in {"CTImage", "Segmentation", "Comprehensive3DSR"} for line in lines), (
+        f"dciodvfy did not know the IOD: {lines}"
+    )
     return [line for line in lines if line.startswith(("Error", "Warning"))]
 
 
@@ -45,8 +50,9 @@ def test_finds_an_error_where_there_is_one(tmp_path: Path) -> None:
     assert any("MONOCHROME3" in line for line in complaints(path))
 
 
-@pytest.mark.parametrize("voxels", [0, 9])
-def test_finds_no_error_in_the_segmentation_of_an_archived_scan(tmp_path: Path, voxels: int) -> None:
+@pytest.fixture(scope="module")
+def archived():
+    """Headers of an archived scan of four planes, 16 by 20."""
     geometry = Geometry.from_matrix((4, 16, 20), np.diag([0.7, 0.7, 2.0, 1.0]))
     uids = ScanUids(
         study=hashed_uid("study"),
@@ -65,16 +71,23 @@ def test_finds_no_error_in_the_segmentation_of_an_archived_scan(tmp_path: Path, 
         uids=uids,
     )
     described = Deidentifier(Pseudonyms(b"a key for tests only, of no worth")).describe(Dataset())
-    mask = np.zeros(geometry.shape_zyx, np.uint8)
+    return archived_headers(geometry, info, described.attributes)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("voxels", [0, 9])
+def test_finds_no_error_in_the_segmentation_of_an_archived_scan(tmp_path, archived, voxels, kind) -> None:
+    mask = np.zeros((4, 16, 20), np.uint8)
     mask.flat[200 : 200 + voxels] = 1
-    data = write_segmentation(
-        {"lungs": mask, "gtv": mask},
-        archived_headers(geometry, info, described.attributes),
-        algorithm="TomoRay test",
-        algorithm_version="1",
-        uid_seed="s",
-        series_description="Segmentation",
-    )
     path = tmp_path / "seg.dcm"
-    path.write_bytes(data)
+    path.write_bytes(segmentation_file({"lungs": mask, "gtv": mask}, archived, "0f" * 32, "s", kind))
+    assert [line for line in complaints(path) if line.startswith("Error")] == []
+
+
+@pytest.mark.parametrize("name", ["s", None])
+def test_finds_no_error_in_a_report(tmp_path, archived, name) -> None:
+    lesion = Lesion(label="nodules", center_lps_mm=(1, 2, 3), size_mm=(4, 5, 6), axes_lps=np.eye(3), probability=0.9)
+    said = Measurements(volumes_ml={"lungs": 4021.7}, lesions=[lesion], probabilities={"emphysema": 0.25})
+    path = tmp_path / "sr.dcm"
+    path.write_bytes(report_file(said, archived, "0f" * 32, name))
     assert [line for line in complaints(path) if line.startswith("Error")] == []

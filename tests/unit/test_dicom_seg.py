@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import highdicom as hd
@@ -15,7 +16,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from tomoray.config import DeidentifyConfig
-from tomoray.dicom.seg import archived_headers, hashed_uid, read_segmentation, write_segmentation
+from tomoray.dicom.derived import hashed_uid
+from tomoray.dicom.seg import archived_headers, read_segmentation, write_segmentation
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry
 from tomoray.ingest.drawings import Drawing, draw
@@ -65,7 +67,9 @@ def masks(*, overlap: bool) -> dict[str, Mask]:
     return {"lungs": lungs | nodules if overlap else lungs & (1 - nodules), "nodules": nodules}
 
 
-def write(given: dict[str, Mask], sources: list[Dataset] | None = None, seed: str | None = "a") -> bytes:
+def write(
+    given: dict[str, Mask], sources: list[Dataset] | None = None, seed: str | None = "a", **options: object
+) -> bytes:
     return write_segmentation(
         given,
         sources or headers(),
@@ -73,6 +77,7 @@ def write(given: dict[str, Mask], sources: list[Dataset] | None = None, seed: st
         algorithm_version="1.2",
         uid_seed=seed,
         series_description="Segmentation",
+        **options,
     )
 
 
@@ -104,6 +109,21 @@ def test_masks_come_back_as_they_were(overlap: bool) -> None:
         assert read[name].dtype == np.uint8
     assert dataset.SegmentsOverlap == ("YES" if overlap else "NO")
     assert dataset.NumberOfFrames == 5 + 2  # sparse: only planes that hold something
+
+
+def test_in_a_labelmap_the_last_of_overlapping_masks_wins() -> None:
+    given = masks(overlap=True)
+    dataset = parse(write(given, kind="LABELMAP"))
+    read = read_segmentation(dataset, GEOMETRY)
+    np.testing.assert_array_equal(read["lungs"], given["lungs"] & (1 - given["nodules"]))
+    np.testing.assert_array_equal(read["nodules"], given["nodules"])
+    assert (dataset.SegmentationType, dataset.NumberOfFrames) == ("LABELMAP", 5)
+    assert dataset.SOPInstanceUID != parse(write(given)).SOPInstanceUID
+
+
+def test_the_moment_of_making_can_be_told() -> None:
+    dataset = parse(write(masks(overlap=True), made=datetime(2026, 11, 28, 3, 4, 5)))
+    assert (dataset.ContentDate, dataset.SeriesTime, dataset.InstanceCreationTime) == ("20261128", "030405", "030405")
 
 
 def test_highdicom_reads_the_same_masks() -> None:

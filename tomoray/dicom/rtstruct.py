@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
+from tomoray.dicom.concepts import slug
 from tomoray.dicom.frames import GRID_TOLERANCE
-from tomoray.dicom.seg import slug
 from tomoray.errors import Reason, Refused
 from tomoray.geometry import Geometry, Matrix
 from tomoray.volume import Mask

@@ -15,7 +15,7 @@ from pydicom.pixels.encoders.base import JPEG2000LosslessEncoder, JPEGLSLossless
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 from scipy import ndimage
 
-from tomoray.dicom.seg import hashed_uid
+from tomoray.dicom.derived import hashed_uid
 from tomoray.phantom.canvas import Field
 
 SYNTAXES = (ExplicitVRLittleEndian, JPEGLSLossless, JPEG2000Lossless)
