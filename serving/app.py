@@ -8,7 +8,7 @@ import re
 import ray
 from ray import serve
 
-from serving.gateway import Gateway
+from serving.entrance import entrance
 from serving.model import SegmentModel, served_model
 from tomoray import settings
 from tomoray.errors import Fatal
@@ -16,11 +16,7 @@ from tomoray.runs import Run, open_run
 from tomoray.serving_config import ServeConfig
 from tomoray.storage import open_store
 
-# One scan at a time fills a replica; the gateway works in threads and mostly waits, so it claims no CPU of its own.
 model_deployment = serve.deployment(max_ongoing_requests=1, max_queued_requests=32)(SegmentModel)
-gateway_deployment = serve.deployment(max_ongoing_requests=16, ray_actor_options={"num_cpus": 0})(
-    serve.ingress()(Gateway)
-)
 
 
 def app(config: ServeConfig) -> serve.Application:
@@ -36,9 +32,7 @@ def app(config: ServeConfig) -> serve.Application:
     segment_model = model_deployment.options(num_replicas=config.replicas, ray_actor_options={**resources, **own}).bind(
         run.store.url, model, "cuda" if resources["num_gpus"] else "cpu"
     )
-    return gateway_deployment.options(ray_actor_options={"num_cpus": 0, **own}).bind(
-        [model], {model.name: segment_model}, _archives(config, run), config.max_body_mb * 1_000_000
-    )
+    return entrance(config, {model.name: model}, {model.name: segment_model}, _archives(config, run))
 
 
 def _replica_resources(config: ServeConfig) -> dict[str, int]:

@@ -1,91 +1,81 @@
-"""The HTTP side: requests in, masks from the model, replies out. On CPU; DICOM headers stay in this process.
+"""The HTTP side: requests in, results out. On CPU; DICOM headers stay in this process and the runner's.
 
-Bytes are unpacked, decoded and encoded in threads, so that the event loop always answers. A decoded scan goes to
-the model through Ray's object store, a scan of an archive by its name.
+Bytes are unpacked, decoded and encoded in threads, so that the event loop always answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import secrets
-import time
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Annotated, Any
 
-import ray
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from serving.model import Segmentation
-from serving.replies import HttpError, Result, choose_type, encode, explain
-from serving.schemas import (
-    JSON,
-    SEGMENT_BODY,
-    SEGMENT_REPLIES,
-    ZIP,
-    ZIP_ALIAS,
-    Health,
-    Reference,
-    ServedModel,
-    ServedModels,
-)
+from serving.asks import Accepted, Ask, JobAsk, Operation, Sent
+from serving.bodies import Bodies, Body
+from serving.documents import document
+from serving.examiner import Examiner
+from serving.failures import HttpError, explain
+from serving.jobs import Jobs
+from serving.messages import Explanation
+from serving.replies import choose_kind, encode
+from serving.runner import Desk
+from serving.schemas import Health, ServedModels
 from tomoray import __version__
-from tomoray.dicom.seg import archived_headers
-from tomoray.errors import Fatal, TooLarge
-from tomoray.ingest.loader import LoadedScan
-from tomoray.ingest.uploads import read_zip
-from tomoray.privacy.pseudonyms import Pseudonyms
+from tomoray.serving_config import LimitsConfig
 
-MAX_JSON_BYTES = 64 * 1024
-MAX_EXPANSION = 4  # a study may unpack to this many times the largest body
+ModelName = Annotated[str | None, Query(description="a name of /v1/models; the first by default")]
+Explain = Annotated[Explanation | None, Query(description="a map of what the finding rests on")]
+Destination = Annotated[str | None, Query(description="where the server also stores the result")]
+JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+IdempotencyKey = Annotated[
+    str | None, Header(max_length=256, description="a second request with the same key gets the job of the first")
+]
 
 
 class Gateway:
     """Routes. A plain class: `serving.app` makes it a deployment.
 
     Args:
-        models: what is served; the first is the default.
-        handles: the deployments, by model name.
-        archives: archives that a reference may name: as the config writes them, and their full URLs.
-        max_body_bytes: larger requests get 413.
+        examiner: what is served; its first model is the default.
+        desk: where jobs go.
+        runner: who works on them.
+        limits: what is too much.
     """
 
-    def __init__(
-        self,
-        models: list[ServedModel],
-        handles: dict[str, DeploymentHandle[Any]],
-        archives: dict[str, str],
-        max_body_bytes: int,
-    ) -> None:
-        self._models = {model.name: model for model in models}
-        self._handles = handles
-        self._archives = archives
-        self._max_body_bytes = max_body_bytes
-        self._pseudonyms = Pseudonyms(secrets.token_bytes(32))  # of scans that were sent; they leave with nobody
+    def __init__(self, examiner: Examiner, desk: Desk, runner: DeploymentHandle[Any], limits: LimitsConfig) -> None:
+        self._examiner = examiner
+        self._jobs = Jobs(desk, runner)
+        self._bodies = Bodies(limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; Ray Serve asks for it once in each replica."""
         api = FastAPI(
             title="TomoRay",
             version=__version__,
-            summary="CT in; DICOM SEG, NIfTI or numbers out.",
+            summary="CT in; DICOM SEG and SR, NIfTI or numbers out.",
             docs_url=None,  # their pages load scripts from other hosts
             redoc_url=None,
             exception_handlers={HTTPException: _no_such_route, RequestValidationError: _bad_parameter},
         )
+        api.router.route_class = _Route
         api.get("/healthz", summary="Whether the gateway answers")(self.healthz)
         api.get("/v1/models", summary="What is served")(self.models)
-        api.post(
-            "/v1/segment",
-            summary="Segment one CT scan",
-            response_class=Response,
-            responses=SEGMENT_REPLIES,
-            openapi_extra=SEGMENT_BODY,
-        )(self.segment)
+        for operation in ("segment", "classify", "detect"):
+            api.post(f"/v1/{operation}", **document(operation))(self._examining(operation))
+        api.post("/v1/jobs", **document("accept"))(self.accept)
+        api.get("/v1/jobs/{job_id}", **document("show"))(self.show)
+        api.delete("/v1/jobs/{job_id}", **document("cancel"))(self.cancel)
+        api.get("/v1/jobs/{job_id}/events", **document("events"))(self.events)
+        api.get("/v1/jobs/{job_id}/result", **document("result"))(self.result)
+        api.get("/v1/jobs/{job_id}/image", **document("image"))(self.image)
         return api
 
     async def healthz(self) -> Health:
@@ -94,101 +84,119 @@ class Gateway:
 
     async def models(self) -> ServedModels:
         """Every model with its labels, the grid it works on and the digest of its weights."""
-        return ServedModels(models=list(self._models.values()))
+        return ServedModels(models=list(self._examiner.models.values()))
 
-    async def segment(
+    def _examining(self, operation: Operation) -> Callable[..., Awaitable[Response]]:
+        async def examine(
+            request: Request, model: ModelName = None, explain: Explain = None, destination: Destination = None
+        ) -> Response:
+            kind = choose_kind(request.headers.get("accept"))
+            said = {"operation": operation, "model": model, "explain": explain, "destination": destination}
+            async with self._bodies.receive(request) as body:
+                accepted = self._accepted(said, body)
+                await asyncio.to_thread(self._examiner.check, accepted)
+                result = await self._examiner.examine(accepted, body.file)
+                encoded = await asyncio.to_thread(encode, result, kind)
+            return Response(encoded.body, media_type=encoded.media_type, headers=dict(encoded.headers))
+
+        examine.__doc__ = (
+            f"{operation.capitalize()} a study that is sent, or one by reference, and wait for the result."
+        )
+        examine.__name__ = operation
+        return examine
+
+    async def accept(
         self,
         request: Request,
-        model: Annotated[str | None, Query(description="a name of /v1/models; the first by default")] = None,
+        operation: Annotated[Operation | None, Query(description="of a study that is sent")] = None,
+        model: ModelName = None,
+        explain: Explain = None,
+        destination: Destination = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        """Segment a study that is sent, or a scan of an archive by reference.
+        """Queue a study that is sent, or one by reference. Once this answers, the job outlives every process."""
+        said = {"operation": operation, "model": model, "explain": explain, "destination": destination}
+        async with self._bodies.receive(request) as body:
+            accepted = self._accepted(said, body)
+            await asyncio.to_thread(self._examiner.check, accepted)
+            return await self._jobs.accept(_owner(request), accepted, body, idempotency_key)
 
-        By value, a DICOM SEG carries the patient and the identifiers of the study as sent; by reference, the
-        archive's pseudonyms.
-        """
-        try:
-            media_type = choose_type(request.headers.get("accept"))
-            chosen = self._model(model)
-            content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if content_type in (ZIP, ZIP_ALIAS):
-                result = await self._segment_study(chosen, await _body(request, self._max_body_bytes))
-            elif content_type == JSON:
-                limit = min(MAX_JSON_BYTES, self._max_body_bytes)
-                result = await self._segment_archived(chosen, await _body(request, limit))
-            else:
-                raise HttpError(415, "unsupported_media_type", f"wanted Content-Type {ZIP} or {JSON}")
-            return await asyncio.to_thread(encode, result, media_type)
-        except Exception as error:  # whatever it is, the client gets one line of JSON
-            return explain(error)
+    async def show(self, request: Request, job_id: JobId) -> Response:
+        """How far a job is."""
+        return await self._jobs.show(_owner(request), job_id)
 
-    async def _segment_study(self, model: ServedModel, data: bytes) -> Result:
-        start = time.perf_counter()
-        loaded, reference = await asyncio.to_thread(self._read, data)
-        read_s = time.perf_counter() - start
-        found: Segmentation = await self._handles[model.name].segment.remote(reference)
-        return Result(
-            model=model,
-            masks=await asyncio.to_thread(found.masks),
-            geometry=found.geometry,
-            headers=lambda: loaded.headers,
-            scan_id=None,
-            seconds={"read": read_s, "segment": found.seconds},
-            notes=loaded.volume.info.notes,
-        )
+    async def cancel(self, request: Request, job_id: JobId) -> Response:
+        """End a job that has not ended; of one that has, remove the result at once."""
+        return await self._jobs.cancel(_owner(request), job_id)
 
-    async def _segment_archived(self, model: ServedModel, data: bytes) -> Result:
-        try:
-            reference = Reference.model_validate_json(data)
-        except ValidationError as error:
-            raise HttpError(400, "bad_json", _where(error)) from error
-        archive = self._archive(reference.archive)
-        found: Segmentation | None = await self._handles[model.name].segment_archived.remote(archive, reference.scan_id)
-        if found is None:
-            raise HttpError(404, "unknown_scan", f"the archive has no scan {reference.scan_id}")
-        geometry, info, header = found.geometry, found.info, found.header
-        assert info is not None, "an archived scan has one"
-        return Result(
-            model=model,
-            masks=await asyncio.to_thread(found.masks),
-            geometry=geometry,
-            headers=lambda: archived_headers(geometry, info, header),
-            scan_id=info.scan_id,
-            seconds={"segment": found.seconds},
-            notes=info.notes,
-        )
+    async def events(self, request: Request, job_id: JobId) -> Response:
+        """Server-sent events: `progress` as it changes, then `done`, `failed` or `cancelled`."""
+        return await self._jobs.follow(_owner(request), job_id, request)
 
-    def _read(self, data: bytes) -> tuple[LoadedScan, ray.ObjectRef[Any]]:
-        try:
-            loaded = read_zip(data, MAX_EXPANSION * self._max_body_bytes, self._pseudonyms)
-        except TooLarge as error:
-            raise HttpError(413, "too_large", str(error)) from error
-        except Fatal as error:
-            raise HttpError(400, "bad_zip", str(error)) from error
-        return loaded, ray.put((loaded.volume.image_zyx, loaded.volume.geometry))
+    async def result(self, request: Request, job_id: JobId) -> Response:
+        """What was found, as `Accept` asks."""
+        return await self._jobs.result(_owner(request), job_id, request.headers.get("accept"))
 
-    def _model(self, name: str | None) -> ServedModel:
+    async def image(self, request: Request, job_id: JobId) -> Response:
+        """The scan that was looked at, as `.nii.gz`."""
+        return await self._jobs.image(_owner(request), job_id)
+
+    def _accepted(self, said: Mapping[str, Any], body: Body) -> Accepted:
+        """The request, checked. Raises `HttpError`."""
+        given = {name: value for name, value in said.items() if value is not None}
+        if body.kind == "json":
+            told = _told(body.file.read())
+            if "input" not in told:
+                told = {"input": told}
+            both = sorted(given.keys() & told.keys())
+            if both:
+                raise HttpError(400, "bad_request", f"{both[0]} stands in the query and in the body; say it once")
+            ask: Ask = _checked(JobAsk, {**told, **given})
+            asked = ask.model_dump()
+        else:
+            asked = {**given, "input": Sent(sent=body.kind, size_bytes=body.size_bytes).model_dump()}
+        model = self._model(asked.get("model"), asked.get("operation"))
+        return _checked(Accepted, {**asked, "model": model})
+
+    def _model(self, name: str | None, operation: str | None) -> str:
+        models = self._examiner.models
         if name is None:
-            return next(iter(self._models.values()))
-        if name not in self._models:
-            raise HttpError(404, "unknown_model", f"no model {name[:64]!r}; known: {', '.join(self._models)}")
-        return self._models[name]
+            fitting = [each.name for each in models.values() if operation in (None, each.operation)]
+            if not fitting:
+                raise HttpError(404, "unknown_model", f"no model can {operation}; see /v1/models")
+            return fitting[0]
+        if name not in models:
+            raise HttpError(404, "unknown_model", f"no model {name[:64]!r}; known: {', '.join(models)}")
+        if operation not in (None, models[name].operation):
+            raise HttpError(400, "wrong_operation", f"{name} can {models[name].operation}, not {operation}")
+        return name
 
-    def _archive(self, name: str | None) -> str:
-        if name is None:
-            only = set(self._archives.values())
-            if len(only) != 1:
-                raise HttpError(400, "archive_missing", "this server reads several archives; name one as archive")
-            return only.pop()
-        try:
-            return self._archives[name.rstrip("/")]
-        except KeyError as error:
-            raise HttpError(403, "archive_not_allowed", "this server does not read that archive") from error
+
+def _owner(_: Request) -> str:
+    return "anybody"
+
+
+def _told(data: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, "bad_json", "the body is not JSON") from error
+    if not isinstance(told, dict):
+        raise HttpError(400, "bad_json", f"the body is a {type(told).__name__}; wanted an object")
+    return told
+
+
+def _checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise HttpError(400, "bad_json", _where(error)) from error
 
 
 async def _no_such_route(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "the handler of nothing else"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    return explain(HttpError(error.status_code, code, f"{error.detail}; what there is: /openapi.json"))
+    return explain(HttpError(error.status_code, code, f"{error.detail}; what there is: /openapi.json", error.headers))
 
 
 async def _bad_parameter(_: Request, error: Exception) -> Response:
@@ -196,18 +204,22 @@ async def _bad_parameter(_: Request, error: Exception) -> Response:
     return explain(HttpError(400, "bad_request", _where(error)))
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises `HttpError` 413 as soon as it is, or says it is, larger."""
-    too_large = HttpError(413, "too_large", f"the body is larger than {max_bytes} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise too_large
-    body = io.BytesIO()
-    async for chunk in request.stream():
-        body.write(chunk)
-        if body.tell() > max_bytes:
-            raise too_large
-    return body.getvalue()
+class _Route(APIRoute):
+    """A route that answers whatever happens with one line of JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What FastAPI calls for a request."""
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (HTTPException, RequestValidationError):
+                raise  # the application's own handlers know them
+            except Exception as error:  # whatever it is, the client gets one line of JSON
+                return explain(error)
+
+        return answer
 
 
 def _where(error: ValidationError | RequestValidationError) -> str:

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
 
 import numpy as np
-import numpy.typing as npt
+import ray
 
+from serving.messages import ArchivedScan, Finding, Progress, Request, Segmentation
 from serving.schemas import ServedModel
 from tomoray import __version__
 from tomoray.archive import Archive
 from tomoray.errors import Fatal
-from tomoray.geometry import Geometry
 from tomoray.predict import load_segmenter
 from tomoray.runs import Run, open_run
-from tomoray.volume import Image, Mask, ScanInfo
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segmentation:
-    """What the model says, an eighth of the masks' size on its way.
-
-    Attributes:
-        packed: `np.packbits` of every mask [z, y, x], by label.
-        info: of the archived scan; None for one that was sent.
-        header: of the archived scan, as it was archived; empty for one that was sent.
-        seconds: what segmenting took.
-    """
-
-    geometry: Geometry
-    packed: Mapping[str, npt.NDArray[np.uint8]]
-    info: ScanInfo | None
-    header: Mapping[str, Any]
-    seconds: float
-
-    def masks(self) -> dict[str, Mask]:
-        """The masks, uint8 [z, y, x], 0 or 1, by label."""
-        shape = self.geometry.shape_zyx
-        count = int(np.prod(shape))
-        return {label: np.unpackbits(bits, count=count).reshape(shape) for label, bits in self.packed.items()}
 
 
 class SegmentModel:
@@ -62,26 +36,21 @@ class SegmentModel:
             raise Fatal(f"run {run} was trained further after this application was built; serve it again")
         self._segmenter = load_segmenter(opened, device)
 
-    def segment(self, scan: tuple[Image, Geometry]) -> Segmentation:
-        """Segment a scan that was sent: int16 HU [z, y, x] and where it is. Pass it as an object reference."""
-        image_zyx, geometry = scan
-        return self._segment(image_zyx, geometry, None, {})
+    async def find(self, request: Request) -> AsyncIterator[Progress | Finding]:
+        """The masks of a scan."""
+        yield Progress(done=0, of=1)
+        yield await asyncio.to_thread(self._segment, request)
 
-    def segment_archived(self, archive: str, scan_id: str) -> Segmentation | None:
-        """Segment a scan of an archive; None where the archive has no such scan."""
-        opened = Archive.open(archive)
-        if not opened.has_scan(scan_id):
-            return None
-        scan = opened.scan(scan_id)
-        image_zyx: Image = scan.image().read().result()
-        return self._segment(image_zyx, scan.geometry, scan.info, scan.header)
-
-    def _segment(
-        self, image_zyx: Image, geometry: Geometry, info: ScanInfo | None, header: Mapping[str, Any]
-    ) -> Segmentation:
+    def _segment(self, request: Request) -> Segmentation:
+        info, header = None, {}
+        if isinstance(request.scan, ArchivedScan):
+            scan = Archive.open(request.scan.archive).scan(request.scan.scan_id)
+            image_zyx, geometry, info, header = scan.image().read().result(), scan.geometry, scan.info, scan.header
+        else:
+            image_zyx, geometry = ray.get(request.scan)
         start = time.perf_counter()
         masks = self._segmenter.segment(image_zyx, geometry)
-        seconds = time.perf_counter() - start
+        seconds = {"segment": time.perf_counter() - start}
         packed = {label: np.packbits(mask) for label, mask in masks.items()}
         return Segmentation(geometry=geometry, packed=packed, info=info, header=header, seconds=seconds)
 

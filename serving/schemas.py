@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+
+from serving.asks import Operation
+from serving.queue.job import State
 
 DICOM, JSON, NIFTI, ZIP = "application/dicom", "application/json", "application/gzip", "application/zip"
 NIFTI_ALIAS, ZIP_ALIAS = "application/x-nifti", "application/x-zip-compressed"
-
-
-class Reference(BaseModel):
-    """A scan that lies in an archive which the server may read."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"scan_id": "c46d9a3b0f7e2d815a6c", "archive": "s3://research/archive"}]},
-    )
-
-    scan_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    archive: Annotated[str | None, Field(description="may be left out where the server reads one archive only")] = None
 
 
 class ServedModel(BaseModel):
@@ -30,6 +21,8 @@ class ServedModel(BaseModel):
         spacing_zyx_mm: the grid that it works on; null: each scan's own. Replies are on the scan's own grid always.
         sha256: of the weights.
         version: of TomoRay.
+        operation: what it can be asked for.
+        calibrated: whether probabilities were fitted on scans that the network did not learn from; null: it gives none.
     """
 
     model_config = ConfigDict(
@@ -42,6 +35,8 @@ class ServedModel(BaseModel):
                     "spacing_zyx_mm": [2.0, 2.0, 2.0],
                     "sha256": "8d0c5f4e1b7a9d36c2f1a04e5b6d7c8f90a1b2c3d4e5f60718293a4b5c6d7e8f",
                     "version": "0.1.0",
+                    "operation": "segment",
+                    "calibrated": None,
                 }
             ]
         },
@@ -52,6 +47,8 @@ class ServedModel(BaseModel):
     spacing_zyx_mm: tuple[float, float, float] | None
     sha256: str
     version: str
+    operation: Operation = "segment"
+    calibrated: bool | None = None
 
 
 class ServedModels(BaseModel):
@@ -79,13 +76,30 @@ class LabelVolume(BaseModel):
     volume_ml: float
 
 
-class SegmentReply(BaseModel):
-    """The answer in numbers.
+class ServedModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    sha256: str
+    version: str
+
+
+class _Reply(BaseModel):
+    """What every answer says.
 
     Attributes:
-        seconds: by step: `read` (decoding the study) or none by reference, `segment`.
+        seconds: by step.
         notes: what was decided when the study was read, in plain words.
     """
+
+    model: ServedModelName
+    geometry: ScanGeometry
+    seconds: dict[str, float]
+    notes: list[str]
+
+
+class SegmentReply(_Reply):
+    """Masks in numbers."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -108,25 +122,7 @@ class SegmentReply(BaseModel):
         }
     )
 
-    model: ServedModelName
-    geometry: ScanGeometry
     labels: dict[str, LabelVolume]
-    seconds: dict[str, float]
-    notes: list[str]
-
-
-class ServedModelName(BaseModel):
-    """Which model answered."""
-
-    name: str
-    sha256: str
-    version: str
-
-
-class Health(BaseModel):
-    """The gateway answers."""
-
-    status: str = "ok"
 
 
 class Failure(BaseModel):
@@ -136,48 +132,94 @@ class Failure(BaseModel):
     message: str
 
 
+class ClassifyReply(_Reply):
+    """Probabilities of classes; they sum to 1."""
+
+    probabilities: dict[str, float]
+    calibrated: bool | None
+
+
+class FoundBox(BaseModel):
+    """A box around a lesion.
+
+    Attributes:
+        center_lps_mm: patient coordinates (x, y, z).
+        size_mm: edges along the scan's own axes (x, y, z).
+    """
+
+    label: str
+    center_lps_mm: tuple[float, float, float]
+    size_mm: tuple[float, float, float]
+    probability: float
+
+
+class DetectReply(_Reply):
+    """Boxes around lesions, the most probable first."""
+
+    boxes: list[FoundBox]
+    calibrated: bool | None
+
+
+class JobProgress(BaseModel):
+    """Windows that went through the network, of all; 0 of 0 before the first."""
+
+    done: int
+    of: int
+
+
+class JobReply(BaseModel):
+    """A job, without anything that would tell of whom.
+
+    Attributes:
+        state: queued, running, done, failed or cancelled; the last three are final.
+        attempts: how often it was begun; more than once where a process was lost.
+        expires: when it and its result are forgotten.
+        error: why it failed.
+        links: `self`, `events`, and once it is done `result` and `image`.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "q1Zr0xkOQ2yTjXg3",
+                    "state": "running",
+                    "operation": "segment",
+                    "model": "phantom",
+                    "progress": {"done": 12, "of": 64},
+                    "attempts": 1,
+                    "created": "2026-03-01T10:00:00Z",
+                    "started": "2026-03-01T10:00:01Z",
+                    "finished": None,
+                    "expires": None,
+                    "error": None,
+                    "links": {"self": "/v1/jobs/q1Zr0xkOQ2yTjXg3", "events": "/v1/jobs/q1Zr0xkOQ2yTjXg3/events"},
+                }
+            ]
+        }
+    )
+
+    id: str
+    state: State
+    operation: Operation
+    model: str
+    progress: JobProgress
+    attempts: int
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    expires: datetime | None
+    error: Failure | None
+    links: dict[str, str]
+
+
+class Health(BaseModel):
+    """The gateway answers."""
+
+    status: str = "ok"
+
+
 class FailureReply(BaseModel):
     """Every answer that is not 200."""
 
     error: Failure
-
-
-def failure(description: str, code: str, message: str) -> dict[str, Any]:
-    """An error reply for OpenAPI, with an example."""
-    example = {"error": {"code": code, "message": message}}
-    return {"model": FailureReply, "description": description, "content": {JSON: {"example": example}}}
-
-
-_BINARY = {"type": "string", "format": "binary"}
-
-SEGMENT_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "One CT study as a zip of its DICOM files, or a reference to an archived scan.",
-        "content": {
-            ZIP: {"schema": _BINARY, "example": "the bytes of study.zip"},
-            JSON: {"schema": Reference.model_json_schema()},
-        },
-    }
-}
-
-SEGMENT_REPLIES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": SegmentReply,
-        "description": "The masks on the scan's own grid: as `Accept` asks, numbers by default.",
-        "content": {
-            DICOM: {"schema": _BINARY, "example": "a DICOM Segmentation that refers to the study"},
-            NIFTI: {"schema": _BINARY, "example": "a .nii.gz label map: class n is the n-th label, later labels win"},
-            NIFTI_ALIAS: {"schema": _BINARY, "example": "the same as application/gzip"},
-        },
-    },
-    400: failure("The body is broken.", "bad_zip", "the zip file cannot be read; send a plain, unencrypted zip"),
-    403: failure("Not an archive for this server.", "archive_not_allowed", "this server does not read that archive"),
-    404: failure("No such model or scan.", "unknown_model", "no model 'liver'; known: phantom"),
-    406: failure("None of the types in `Accept`.", "not_acceptable", f"wanted one of: {JSON}, {DICOM}, {NIFTI}"),
-    413: failure("More than the server takes.", "too_large", "the body is larger than 2048 MB"),
-    415: failure("Neither zip nor JSON.", "unsupported_media_type", f"wanted Content-Type {ZIP} or {JSON}"),
-    422: failure("The study is refused.", "missing_slices", "missing_slices: 3 slices are missing; wanted none"),
-    500: failure("The server failed.", "internal", "the server failed; its log says where"),
-    503: failure("Try again.", "busy", "all replicas are busy; try again"),
-}

@@ -132,11 +132,12 @@ def make_volume() -> Callable[..., Volume]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_pseudonym_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Set before Ray starts, so that its workers inherit it; the user's own key is never touched."""
+    """Set before Ray starts, so that its workers inherit it; the user's own key and queue are never touched."""
     path = tmp_path_factory.mktemp("key") / "pseudonym.key"
     path.write_bytes(b"a key for tests only, of no worth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOMORAY_KEY_FILE", str(path))
+        patch.setenv("XDG_STATE_HOME", str(path.parent))
         yield
 
 

@@ -74,6 +74,10 @@ class Transient(TomoRayError):
     """Try again: a connection, a timeout, a busy server."""
 
 
+class Busy(Transient):
+    """Try again later: as much waits already as may."""
+
+
 class Fatal(TomoRayError):
     """Stop: the command ends with exit code 1 and this message."""
 

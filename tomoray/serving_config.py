@@ -75,32 +75,148 @@ class ModelConfig(Config):
         return self
 
 
+class OidcConfig(Config):
+    """Tokens (JWT) that an identity provider signs.
+
+    Attributes:
+        issuer: what `iss` must say.
+        audience: what `aud` must hold.
+        jwks: URL of the provider's keys; None: where the issuer's `/.well-known/openid-configuration` says.
+        scopes: the claim that holds scopes, as a list or with spaces between them.
+    """
+
+    issuer: Annotated[str, Field(pattern=r"^https?://")]
+    audience: str
+    jwks: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    scopes: str = "scope"
+
+
 class AuthConfig(Config):
-    """Who may ask."""
+    """Who may ask. With neither tokens nor OIDC the server answers on loopback addresses only.
+
+    Attributes:
+        tokens: a file of hashed tokens, on this machine, as `tomoray token` writes it; read again when it changes.
+        oidc: an identity provider, besides or instead.
+        proxied: a proxy in front checks who asks; answer everybody who gets through, under one name.
+    """
+
+    tokens: str | None = None
+    oidc: OidcConfig | None = None
+    proxied: bool = False
+
+    @property
+    def configured(self) -> bool:
+        """True where somebody is told from nobody."""
+        return bool(self.tokens or self.oidc or self.proxied)
 
 
 class TlsConfig(Config):
-    """What the connection is encrypted with."""
+    """What the connection is encrypted with: PEM files on this machine.
+
+    Attributes:
+        client_ca: who signs the certificates that clients must show (mutual TLS); None: they need none.
+    """
+
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+
+    @model_validator(mode="after")
+    def _has_both(self) -> TlsConfig:
+        if (self.certificate is None) != (self.key is None) or (self.client_ca and not self.certificate):
+            raise ValueError("TLS wants certificate and key, and client_ca only with them")
+        return self
 
 
 class LimitsConfig(Config):
-    """What is too much of one request, and of one caller."""
+    """What is too much of one request, and of one caller.
+
+    Attributes:
+        body_mb: of one request.
+        expansion: a study may unpack, and decode, to this many times `body_mb`.
+        bodies_mb: of all requests that a gateway works on at once; more are told to come back.
+        in_memory_mb: of one body; the rest of it waits on disk.
+        requests_per_minute: of one caller, on each gateway; 0: any number.
+    """
+
+    body_mb: Positive = 2048
+    expansion: Positive = 4
+    bodies_mb: Positive = 4096
+    in_memory_mb: Positive = 16
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
 
 
 class QueueConfig(Config):
-    """Where accepted jobs are kept until they are done, and their results."""
+    """Where accepted jobs are kept until they are done, and their results.
+
+    Attributes:
+        url: a file for SQLite, `postgresql://user@host/database` or `redis://host:6379/0`; None: a file of this user's
+            for these models. SQLite is for one machine.
+        store: folder or S3 prefix for bodies and results; None: beside the SQLite file.
+        depth: jobs that may wait; more are told to come back.
+        at_once: jobs that a runner works on at a time; each holds its scan in memory.
+        runners: processes that take jobs.
+        keep_hours: how long results are kept.
+        lease_s: when a job of a runner that was killed is taken by another.
+        attempts: how often a job is begun before it has failed.
+    """
+
+    url: Annotated[str, Field(min_length=1)] | None = None
+    store: Url | None = None
+    depth: Positive = 1000
+    at_once: Positive = 4
+    runners: Positive = 1
+    keep_hours: Annotated[float, Field(gt=0)] = 24.0
+    lease_s: Annotated[float, Field(ge=1)] = 15.0
+    attempts: Positive = 5
+
+    @model_validator(mode="after")
+    def _knows_where_bytes_go(self) -> QueueConfig:
+        if self.url is not None and "://" in self.url and self.store is None:
+            raise ValueError("a queue on a server wants store, a folder or S3 prefix that all machines reach")
+        return self
 
 
 class ReferencesConfig(Config):
-    """Places, besides archives, that a request may name as input."""
+    """Places, besides archives, that a request may name as input.
+
+    Attributes:
+        s3: prefixes; whatever lies below one may be named.
+        dicomweb: roots of DICOMweb servers, by the name that a request uses.
+    """
+
+    s3: list[Annotated[str, Field(pattern=r"^s3://[^/]+")]] = []
+    dicomweb: dict[Name, Annotated[str, Field(pattern=r"^https?://")]] = {}
 
 
-class DestinationsConfig(Config):
-    """Places that a request may name for its result."""
+class DestinationConfig(Config):
+    """One place for results: a DICOMweb server, a folder or S3 prefix, or an archive of masks. Exactly one of them.
+
+    Attributes:
+        stow: root of a DICOMweb server; SEG and SR are stored there.
+        files: SEG, SR, NIfTI and JSON are written below.
+        archive: masks are written as labels of an archive without images, as `tomoray predict` does.
+    """
+
+    stow: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    files: Url | None = None
+    archive: Url | None = None
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> DestinationConfig:
+        if sum(place is not None for place in (self.stow, self.files, self.archive)) != 1:
+            raise ValueError("a destination is one of stow, files and archive")
+        return self
 
 
 class AuditConfig(Config):
-    """What is written down of who asked for what."""
+    """What is written down of who asked for what.
+
+    Attributes:
+        file: JSON lines, appended; None: the log of the gateway.
+    """
+
+    file: str | None = None
 
 
 class ServeConfig(Config):
@@ -110,6 +226,7 @@ class ServeConfig(Config):
         run: one model by its source, with `replicas` and `cpus`: short for an entry of `models`.
         models: what is served; the first, `run` before all, is the default.
         archives: archives that a reference may name; empty: only those the models were trained on.
+        destinations: where results may be sent, by the name that a request uses.
     """
 
     run: Url | None = None
@@ -119,13 +236,12 @@ class ServeConfig(Config):
     archives: list[Url] = []
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    max_body_mb: Positive = 2048
     auth: AuthConfig = AuthConfig()
     tls: TlsConfig = TlsConfig()
     limits: LimitsConfig = LimitsConfig()
     queue: QueueConfig = QueueConfig()
     references: ReferencesConfig = ReferencesConfig()
-    destinations: DestinationsConfig = DestinationsConfig()
+    destinations: dict[Name, DestinationConfig] = {}
     audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")

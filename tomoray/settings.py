@@ -71,6 +71,11 @@ def dicomweb() -> DicomWebSettings:
     )
 
 
+def state_folder() -> Path:
+    """Where this user's programs keep what must outlive them: `tomoray` in `XDG_STATE_HOME`, or in `~/.local/state`."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tomoray"
+
+
 def ray_address() -> str | None:
     """The Ray cluster to join, from `RAY_ADDRESS`; None starts one on this machine."""
     return os.environ.get("RAY_ADDRESS") or None

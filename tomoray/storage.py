@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -87,6 +87,21 @@ class Store:
             self._patiently(key, lambda: obstore.put(self._place.writer, self._path(key), data, chunk_size=_PART))
         except FileNotFoundError as error:  # its temporary name, or its upload in parts: another writer tidied up
             raise Transient(f"{self.url}: an object went away while it was written; try again") from error
+
+    def write_file(self, key: str, file: IO[bytes]) -> None:
+        """As `write`, of all that an open file holds; a part of it is in memory at a time."""
+
+        def put() -> None:
+            file.seek(0)
+            obstore.put(self._place.writer, self._path(key), file, chunk_size=_PART)
+
+        self._patiently(key, put)
+
+    def read_file(self, key: str, file: IO[bytes]) -> None:
+        """Append the object to an open file; a part of it is in memory at a time. Raises `FileNotFoundError`."""
+        size_bytes, _ = self.stat(key)
+        for start in range(0, size_bytes, _PART):
+            file.write(self.read_range(key, start, min(_PART, size_bytes - start)))
 
     def write_new(self, key: str, data: bytes) -> bool:
         """Put an object only where there is none; False where there is one. One of many writers wins."""

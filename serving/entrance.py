@@ -1,0 +1,77 @@
+"""What stands before the models: the gateway that speaks HTTP, and the runners that work on jobs. CPU only."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serving.bodies import MB
+from serving.examiner import Examiner
+from serving.gateway import Gateway
+from serving.queue.place import is_on_this_machine, open_queue
+from serving.references import Places
+from serving.runner import Desk, Runner
+from serving.schemas import ServedModel
+from tomoray import settings
+from tomoray.errors import Fatal
+from tomoray.privacy.pseudonyms import Pseudonyms
+from tomoray.serving_config import ServeConfig
+
+# Both work in threads and mostly wait, so they claim no CPU of their own; and never a GPU, so that they fit anywhere.
+gateway_deployment = serve.deployment(max_ongoing_requests=256)(serve.ingress()(Gateway))
+runner_deployment = serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=10)(Runner)
+
+
+def entrance(
+    config: ServeConfig,
+    models: Mapping[str, ServedModel],
+    handles: Mapping[str, DeploymentHandle[Any]],
+    archives: Mapping[str, str],
+) -> serve.Application:
+    """The application: gateway, runners, and the models behind them.
+
+    Args:
+        config: of all.
+        models: what is served, by name; the first is the default.
+        handles: their deployments, by name.
+        archives: full URLs by every name that a request may use for them.
+
+    Raises:
+        Fatal: the queue cannot be used.
+    """
+    desk = _desk(config)
+    open_queue(desk.queue)  # trouble is told here in one line; a replica could only fail to start
+    examiner = Examiner(
+        models=models,
+        handles=handles,
+        places=Places(archives=archives, s3=config.references.s3, dicomweb=config.references.dicomweb),
+        max_bytes=config.limits.expansion * config.limits.body_mb * MB,
+        pseudonyms=Pseudonyms(secrets.token_bytes(32)),
+    )
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": settings.serving_environment()}}
+    runner = runner_deployment.options(num_replicas=config.queue.runners, ray_actor_options=options).bind(
+        desk, examiner
+    )
+    return gateway_deployment.options(ray_actor_options=options).bind(examiner, desk, runner, config.limits)
+
+
+def _desk(config: ServeConfig) -> Desk:
+    """Where jobs and their files are, in full. Raises `Fatal` for SQLite on several machines."""
+    url = config.queue.url
+    if url is None:
+        served = "\n".join(model.source for model in config.served)
+        url = str(settings.state_folder() / "jobs" / hashlib.sha256(served.encode()).hexdigest()[:16] / "queue.sqlite")
+    if not is_on_this_machine(url):
+        assert config.queue.store is not None, "the config was checked"
+        return Desk(queue=url, store=config.queue.store, settings=config.queue)
+    if ray.is_initialized() and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
+        raise Fatal("the cluster has several machines and the queue is a file on one; set queue.url to a server")
+    path = Path(url).expanduser().absolute()
+    return Desk(queue=str(path), store=config.queue.store or f"{path}.files", settings=config.queue)
