@@ -13,12 +13,14 @@ import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from math import prod
 from typing import Any
 
+import google_crc32c
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
@@ -172,34 +174,58 @@ def _objects(array_zyx: Image | Mask, layout: Layout) -> Iterator[tuple[str, byt
 
 
 def _encoded_shards(array_zyx: Image | Mask, metadata: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "memory"},
-        "metadata": metadata,
-        "store_data_equal_to_fill_value": True,
-    }
-    encoder = ts.open(spec, create=True, context=ts.Context(_WRITING)).result()
-    objects = encoder.kvstore
-    assert objects is not None
+    """Keys and bytes of an array's shards: their chunks, and at the end where each chunk lies (docs/adr/0010)."""
     shard_zyx = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    counts = [-(-n // shard) for n, shard in zip(array_zyx.shape, shard_zyx, strict=True)]
-    for index in itertools.product(*(range(count) for count in counts)):
-        region = _region(index, shard_zyx, array_zyx.shape)
-        with ts.Transaction() as transaction:
-            encoder.with_transaction(transaction)[region].write(array_zyx[region]).result()
-        key = "c/" + "/".join(str(i) for i in index)
-        yield key, objects[key]
-        del objects[key]
+    sharding = metadata["codecs"][0]["configuration"]
+    chunk_zyx, blosc = sharding["chunk_shape"], sharding["codecs"][1]["configuration"]
+    chunk = np.empty(chunk_zyx, array_zyx.dtype)
+    room = bytearray(chunk.nbytes + _BLOSC_HEADER)
+    for place in _grid(array_zyx.shape, shard_zyx):
+        shard = array_zyx[_region(place, shard_zyx)]
+        index = np.full([-(-most // n) for most, n in zip(shard_zyx, chunk_zyx, strict=True)] + [2], _ABSENT, "<u8")
+        parts: list[bytes] = []
+        end = 0
+        for inner in _grid(shard.shape, chunk_zyx):
+            part = shard[_region(inner, chunk_zyx)]
+            if part.shape != chunk.shape:
+                chunk.fill(metadata["fill_value"])
+            chunk[tuple(slice(n) for n in part.shape)] = part
+            encoded = imagecodecs.blosc_encode(
+                chunk,  # type: ignore[arg-type]  # any buffer
+                level=blosc["clevel"],
+                compressor=blosc["cname"],
+                shuffle=blosc["shuffle"],
+                typesize=blosc["typesize"],
+                blocksize=blosc["blocksize"],
+                numthreads=1,  # tasks fill the cores, one each
+                out=room,
+            )
+            parts += _with_checksum(bytes(encoded))
+            index[inner] = end, len(encoded) + _CRC_BYTES
+            end += len(encoded) + _CRC_BYTES
+        yield "c/" + "/".join(str(i) for i in place), b"".join([*parts, *_with_checksum(index.tobytes())])
 
 
-def _region(index: tuple[int, ...], shard_zyx: list[int], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(i * shard, min((i + 1) * shard, n)) for i, shard, n in zip(index, shard_zyx, shape, strict=True))
+def _with_checksum(data: bytes) -> tuple[bytes, bytes]:
+    """`data`, and its CRC-32C (RFC 3720 12.1)."""
+    return data, google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")
+
+
+def _grid(shape: Sequence[int], box: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Places of the boxes that cover an array, the last axis first."""
+    return itertools.product(*(range(-(-n // side)) for n, side in zip(shape, box, strict=True)))
+
+
+def _region(place: tuple[int, ...], box: Sequence[int]) -> tuple[slice, ...]:
+    """The box at a place of the grid; it may reach beyond the array."""
+    return tuple(slice(i * side, (i + 1) * side) for i, side in zip(place, box, strict=True))
 
 
 _PUTS = 4
 _LZ4_LEVEL = 5  # blosc's own default
-_NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
-_WRITING = {**_NO_CACHE, "data_copy_concurrency": {"limit": 1}}  # tasks fill the cores, one each
+_BLOSC_HEADER = 16  # bytes; it never adds more to what it cannot compress
+_CRC_BYTES = 4
+_ABSENT = 2**64 - 1  # offset and length of a chunk that lies beyond the array
 
 
 @cache
@@ -207,7 +233,7 @@ def _reading() -> ts.Context:
     """One context for all arrays of a process: connections are shared, and nothing is cached."""
     return ts.Context(
         {
-            **_NO_CACHE,
+            "cache_pool": {"total_bytes_limit": 0},
             "data_copy_concurrency": {"limit": min(8, os.cpu_count() or 1)},
             "file_io_concurrency": {"limit": 32},
             "s3_request_concurrency": {"limit": 64},

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tensorstore
 import zarr
 from ome_zarr_models.v05 import Image
 from ome_zarr_models.v05.labels import Labels
@@ -12,7 +13,8 @@ from ome_zarr_models.v05.labels import Labels
 from tomoray.archive import Archive
 from tomoray.config import Layout
 from tomoray.errors import Fatal, Usage
-from tomoray.multiscale import halve, random_voxels
+from tomoray.multiscale import array_metadata, halve, open_array, random_voxels, write_levels
+from tomoray.storage import open_store
 
 LAYOUT = Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32))
 
@@ -43,6 +45,28 @@ def test_stores_any_shape(archive, make_volume, shape_zyx):
     volume = make_volume(shape_zyx, labels=())
     archive.write_scan(volume)
     assert np.array_equal(archive.scan(volume.info.scan_id).image().read().result(), volume.image_zyx)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_shards_hold_the_chunks_that_tensorstore_would_write(tmp_path, make_volume, codec):
+    layout = Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), codec=codec)
+    image = make_volume().image_zyx.copy()
+    image[20:] = np.random.default_rng(3).integers(-32768, 32768, image[20:].shape)  # cannot be compressed
+    write_levels(open_store(str(tmp_path / "ours")), image, layout)
+    theirs = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{tmp_path}/theirs/0/"}}
+    theirs |= {"metadata": array_metadata(image, layout), "store_data_equal_to_fill_value": True}
+    tensorstore.open(theirs, create=True).result().write(image).result()
+    shards = sorted(path.relative_to(tmp_path / "theirs") for path in tmp_path.glob("theirs/0/c/*/*/*"))
+    assert shards == sorted(path.relative_to(tmp_path / "ours") for path in tmp_path.glob("ours/0/c/*/*/*"))
+    for shard in shards:
+        there = [absent((tmp_path / side / shard).read_bytes()) for side in ("ours", "theirs")]
+        assert there[0] == there[1]
+    assert np.array_equal(open_array(open_store(str(tmp_path / "ours" / "0"))).read().result(), image)
+
+
+def absent(shard):
+    """Which of a shard's eight chunks lie beyond the array."""
+    return [offset == 2**64 - 1 for offset in np.frombuffer(shard[-8 * 16 - 4 : -4], "<u8")[::2]]
 
 
 def test_windows_equal_slices_of_the_volume(archive, make_volume):
