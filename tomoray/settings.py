@@ -71,6 +71,11 @@ def dicomweb() -> DicomWebSettings:
     )
 
 
+def redis_password() -> str | None:
+    """Of the queue's Redis, from `TOMORAY_REDIS_PASSWORD`; None where it wants none."""
+    return os.environ.get("TOMORAY_REDIS_PASSWORD") or None
+
+
 def state_folder() -> Path:
     """Where this user's programs keep what must outlive them: `tomoray` in `XDG_STATE_HOME`, or in `~/.local/state`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tomoray"

@@ -120,3 +120,6 @@ class Queue(Protocol):
 
     def counts(self) -> dict[State, int]:
         """How many jobs are in each state."""
+
+    def close(self) -> None:
+        """Let go of the store."""

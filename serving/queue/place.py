@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.queue.job import Queue
+from serving.queue.redis import RedisQueue
 from serving.queue.sql import Postgres, Sqlite, SqlQueue
 
 
@@ -17,6 +18,8 @@ def open_queue(url: str) -> Queue:
     """
     if url.startswith(("postgresql://", "postgres://")):
         return SqlQueue(Postgres(url))
+    if url.startswith(("redis://", "rediss://")):
+        return RedisQueue(url)
     return SqlQueue(Sqlite(Path(url).expanduser()))
 
 

@@ -91,6 +91,9 @@ class Database(Protocol):
     def transaction(self) -> AbstractContextManager[Callable[[str, Mapping[str, Any]], list[Mapping[str, Any]]]]:
         """`execute(statement, values)` in one transaction: rows by column, of an update one row `{"changed": n}`."""
 
+    def close(self) -> None:
+        """Close connections."""
+
 
 class SqlQueue:
     """`Queue` in a database; makes its table where there is none."""
@@ -179,6 +182,10 @@ class SqlQueue:
             found = execute("SELECT state, COUNT(*) AS n FROM tomoray_jobs GROUP BY state", {})
         return {row["state"]: row["n"] for row in found}
 
+    def close(self) -> None:
+        """`Queue.close`."""
+        self._database.close()
+
     def _same_key(self, execute: Any, job: NewJob) -> Job | None:
         if job.idempotency is None:
             return None
@@ -228,6 +235,12 @@ class Sqlite:
         except sqlite3.DatabaseError as error:
             raise Fatal(f"{self._path} is no queue ({error}); move it away") from error
 
+    def close(self) -> None:
+        """Of this thread; those of others end with them."""
+        if hasattr(self._local, "connection"):
+            self._local.connection.close()
+            del self._local.connection
+
     def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
@@ -271,6 +284,12 @@ class Postgres:
             raise Transient("the queue's PostgreSQL does not answer; try again") from error
         except self._psycopg.Error as error:
             raise Fatal(f"the queue's PostgreSQL refuses ({type(error).__name__}); look at its log") from error
+
+    def close(self) -> None:
+        """All that nobody uses."""
+        with self._lock:
+            while self._free:
+                self._free.pop().close()
 
     def _take(self) -> Any:
         with self._lock:

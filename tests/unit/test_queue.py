@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,14 @@ LEASE = {"lease_s": 30, "most_attempts": 3, "keep_s": 60}
 
 
 @pytest.fixture
-def queue(tmp_path):
-    return open_queue(str(tmp_path / "queue.sqlite"))
+def queue_url(tmp_path):
+    return str(tmp_path / "queue.sqlite")
+
+
+@pytest.fixture
+def queue(queue_url):
+    with closing(open_queue(queue_url)) as queue:
+        yield queue
 
 
 def add(queue, *, key=None, most_waiting=1000, digest=""):
@@ -133,7 +141,12 @@ def test_expired_jobs_are_purged_with_their_keys(queue):
     assert add(queue, key="gone").id != gone.id
 
 
-def test_job_survives_its_process(queue, tmp_path):
+def test_job_survives_its_process(queue, queue_url):
     job = add(queue, digest="d")
-    assert open_queue(str(tmp_path / "queue.sqlite")).get(job.id) == job
-    assert (tmp_path / "queue.sqlite").stat().st_mode & 0o077 == 0
+    with closing(open_queue(queue_url)) as other:
+        assert other.get(job.id) == job
+
+
+def test_file_is_for_its_owner_only(queue_url):
+    open_queue(queue_url)
+    assert Path(queue_url).stat().st_mode & 0o077 == 0
