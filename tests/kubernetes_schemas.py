@@ -26,7 +26,7 @@ import kubernetes_validate
 import yaml
 
 KUBERNETES = ("1.34", "1.37")
-KUBERAY_CRDS = Path(__file__).parents[2] / "shared" / "kuberay-crds"
+KUBERAY_CRDS = Path(__file__).resolve().parents[2] / "shared" / "kuberay-crds"
 KUBERAY_KINDS = ("RayCluster", "RayJob", "RayService", "RayCronJob")
 SKIPPED = f"no KubeRay CRDs at {KUBERAY_CRDS}: put the four of KubeRay 1.7 there, ray.io_rayclusters.yaml and so on"
 
