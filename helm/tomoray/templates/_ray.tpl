@@ -126,6 +126,10 @@ spec:
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       env:
         {{- include "tomoray.env" $root | nindent 8 }}
+        {{- if not $root.Values.ray.auth.enabled }}
+        - name: RAY_AUTH_MODE
+          value: disabled
+        {{- end }}
         {{- with $node.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
