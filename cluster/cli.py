@@ -19,7 +19,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster import archive_commands, catalog_commands, catalog_views, run_commands, target_commands, views
+from cluster import (
+    archive_commands,
+    catalog_commands,
+    catalog_views,
+    job_commands,
+    run_commands,
+    target_commands,
+    views,
+)
 from cluster.answers import DONE, FAILED, INTERRUPTED, Answer, explain, show, show_failure
 from cluster.flags import ArchiveUrl, Debug, Json, TrainingSource
 from cluster.flags import make_config_from_flags as _config
@@ -349,6 +357,7 @@ def schema(
 app.add_typer(archive_commands.app)
 app.add_typer(catalog_commands.app)
 app.add_typer(run_commands.app)
+app.add_typer(job_commands.app)
 app.add_typer(target_commands.app)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,6 @@ import yaml
 from cluster import target_views
 from cluster.answers import DONE, FAILED, Answer
 from cluster.flags import Debug, Json
-from cluster.targets import dump_target, make_targets, read_target, read_targets, remove_target, save_target
 from tomoray.errors import Usage
 
 app = typer.Typer()
@@ -26,7 +26,7 @@ TargetName = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="A name from `tomoray cluster list`.",
-        autocompletion=lambda incomplete: [name for name in read_targets() if name.startswith(incomplete)],
+        autocompletion=lambda incomplete: [name for name in _targets().read_targets() if name.startswith(incomplete)],
     ),
 ]
 
@@ -39,7 +39,7 @@ def list_targets(json: Json = False, debug: Debug = False) -> Answer:
 
     tomoray cluster list
     """
-    found = {name: dump_target(target) for name, target in read_targets().items()}
+    found = {name: _targets().dump_target(target) for name, target in _targets().read_targets().items()}
     return Answer(document={"targets": found}, view=target_views.targets(found))
 
 
@@ -51,7 +51,7 @@ def show(name: TargetName, json: Json = False, debug: Debug = False) -> Answer:
 
     tomoray cluster show eks
     """
-    found = {name: dump_target(read_target(name))}
+    found = {name: _targets().dump_target(_targets().read_target(name))}
     return Answer(document=found, view=target_views.yaml_text(found))
 
 
@@ -66,7 +66,7 @@ def check(name: TargetName, json: Json = False, debug: Debug = False) -> Answer:
     tomoray cluster check eks
     tomoray cluster check eks --json
     """
-    findings = importlib.import_module("cluster.checks").check(read_target(name))
+    findings = importlib.import_module("cluster.checks").check(_targets().read_target(name))
     missing = [each for each in findings if each["state"] == "missing"]
     document = {"target": name, "ready": not missing, "findings": findings}
     return Answer(document=document, view=target_views.findings(findings), exit_code=FAILED if missing else DONE)
@@ -105,10 +105,10 @@ def add(
     if "address" not in values and "image" not in values:
         raise Usage("a target is a running Ray cluster or a Kubernetes cluster: --ray URL, or --image IMAGE")
     values.setdefault("kind", "ray" if "address" in values else "kubernetes")
-    target = make_targets({name: values}, str(file or "command line"))[name]
-    path = save_target(name, target, replace=replace)
+    target = _targets().make_targets({name: values}, str(file or "command line"))[name]
+    path = _targets().save_target(name, target, replace=replace)
     return Answer(
-        document={"target": name, "file": str(path), **dump_target(target)},
+        document={"target": name, "file": str(path), **_targets().dump_target(target)},
         view=target_views.saved(name, path),
     )
 
@@ -121,7 +121,7 @@ def remove(name: TargetName, json: Json = False, debug: Debug = False) -> Answer
 
     tomoray cluster remove lab
     """
-    path = remove_target(name)
+    path = _targets().remove_target(name)
     return Answer(document={"removed": name, "file": str(path)}, view=target_views.text(f"removed {name} from {path}"))
 
 
@@ -135,3 +135,8 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Usage(f"{file} holds {type(values).__name__}; wanted the fields of one target")
     return values
+
+
+def _targets() -> ModuleType:
+    """Imported when a command runs, so that help stays quick."""
+    return importlib.import_module("cluster.targets")

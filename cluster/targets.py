@@ -48,13 +48,14 @@ class RayTarget(Config):
     Attributes:
         address: of its dashboard, `http://HOST:8265`, or of its Ray client, `ray://HOST:10001`; Ray's Jobs API is
             asked at port 8265 of the same host.
-        folder: a folder of shared storage, seen by every node, that relative paths in configs start from; None: configs
-            name full paths and buckets.
+        node_type: the machines, as the price table names them; None: seconds are told, no dollars.
+        prices: a file with a price table; None: TomoRay's own.
     """
 
     kind: Literal["ray"]
     address: Annotated[str, Field(pattern=r"^(ray|https?)://[^/\s]+/?$")]
-    folder: Annotated[str, Field(pattern="^/")] | None = None
+    node_type: str | None = None
+    prices: str | None = None
 
 
 class Toleration(Config):
@@ -163,6 +164,8 @@ class KubernetesTarget(Config):
         spot, on_demand: how nodes are told apart that may be reclaimed at any time.
         runtime_class: of pods with GPUs.
         gateway_class: a GatewayClass, for upgrades of endpoints that move traffic step by step.
+        volumes: PersistentVolumeClaims that every pod sees, by the folder where it does; configs may name paths there.
+        user: the number of the image's user, and of its group.
         ray_version: of the image.
         prices: a file with a price table, for costs; None: TomoRay's own.
         buckets: that jobs read and write; `tomoray cluster check` looks whether they answer.
@@ -191,6 +194,8 @@ class KubernetesTarget(Config):
     gcs: Gcs = Gcs()
     runtime_class: str | None = None
     gateway_class: str | None = None
+    volumes: dict[Annotated[str, Field(pattern="^/[a-z0-9/_-]+$")], str] = {}
+    user: Annotated[int, Field(gt=0)] = 1000
     ray_version: str = "2.60.0"
     prices: str | None = None
 
