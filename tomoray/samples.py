@@ -6,13 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 
 import numpy as np
 
 from tomoray.archive import Archive
 from tomoray.block_cache import BlockCache
 from tomoray.regions import OpenScan, Sample
-from tomoray.sampling import Order
+from tomoray.sampling import Nearby, Order
 from tomoray.shards import Indices, Reads
 from tomoray.training.config import TrainConfig
 
@@ -44,17 +45,15 @@ class Samples:
             patches_per_visit=config.stream.patches_per_visit,
             visits_at_once=config.stream.visits_at_once,
         )
+        self._nearby = lru_cache(maxsize=2 * config.stream.visits_at_once)(self._draw_nearby)
 
     def sample(self, i: int) -> Sample:
         """What to cut. Opens the scan where it is not open."""
         visit = self.order.visit(i)
         scan_id = self.scan_id(visit)
-        corners = self.scan(scan_id).corners
         draws = self.order.sample_draws(i, 9)
-        if self._config.stream.patches_per_visit == 1:
-            corner = corners.draw(draws)
-        else:
-            corner = corners.draw_near(corners.draw(self.order.visit_draws(visit, 6)), draws)
+        one = self._config.stream.patches_per_visit == 1
+        corner = self.scan(scan_id).corners.draw(draws) if one else self._nearby(visit).draw(draws)
         flips = draws[6:9] < 0.5 if self._config.augment.mirror else np.zeros(3, dtype=bool)
         return Sample(scan_id=scan_id, corner_zyx=corner, flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])))
 
@@ -96,3 +95,8 @@ class Samples:
         with self._lock:
             future = self._scans.get(scan_id)
         return future is not None and future.done()
+
+    def _draw_nearby(self, visit: int) -> Nearby:
+        """Where the samples of a visit may lie."""
+        corners = self.scan(self.scan_id(visit)).corners
+        return corners.near(corners.draw(self.order.visit_draws(visit, 6)))

@@ -128,8 +128,8 @@ class Corners:
             return _zyx(corners[_pick(draws[2], len(corners))])
         return _zyx([axis[_pick(draw, len(axis))] for axis, draw in zip(self._anywhere, draws[3:6], strict=True)])
 
-    def draw_near(self, other: Zyx, draws: Uniform) -> Zyx:
-        """A corner from the plain distribution, given that it lies in the same cell as `other`. Wants 6 draws."""
+    def near(self, other: Zyx) -> Nearby:
+        """The plain distribution, given that a corner lies in the same cell as `other`."""
         cell = self._cells(np.array([other]))[0]
         labelled = [corners[(self._cells(corners) == cell).all(axis=1)] for corners in self._labelled]
         anywhere = [
@@ -140,11 +140,7 @@ class Corners:
             for inside, corners in zip(labelled, self._labelled, strict=True)
         ]
         whole = prod(len(inside) / len(corners) for inside, corners in zip(anywhere, self._anywhere, strict=True))
-        upto = np.cumsum([*shares, (1 - self._fraction) * whole])
-        kind = min(int(np.searchsorted(upto, draws[0] * upto[-1], side="right")), len(labelled))
-        if kind < len(labelled):
-            return _zyx(labelled[kind][_pick(draws[2], len(labelled[kind]))])
-        return _zyx([axis[_pick(draw, len(axis))] for axis, draw in zip(anywhere, draws[3:6], strict=True)])
+        return Nearby(labelled, anywhere, np.cumsum([*shares, (1 - self._fraction) * whole]))
 
     def _cells(self, corners: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         return np.stack([self._axis_cells(axis, corners[:, axis]) for axis in range(3)], axis=1)
@@ -155,6 +151,20 @@ class Corners:
         low = size - np.ceil((corners + self._patch[axis]) * step) if self._flips[axis] else np.floor(corners * step)
         cells: npt.NDArray[np.int64] = low.clip(0, size - 1).astype(np.int64) // self._edges[axis]
         return cells
+
+
+class Nearby:
+    """Where patches of one cell may begin: on labelled voxels, or anywhere, and the chance of each kind, summed up."""
+
+    def __init__(self, labelled: list[Voxels], anywhere: list[Voxels], upto: Uniform) -> None:
+        self._labelled, self._anywhere, self._upto = labelled, anywhere, upto
+
+    def draw(self, draws: Uniform) -> Zyx:
+        """A corner. Wants 6 draws."""
+        kind = int(np.searchsorted(self._upto, draws[0] * self._upto[-1], side="right"))
+        if kind < len(self._labelled):
+            return _zyx(self._labelled[kind][_pick(draws[2], len(self._labelled[kind]))])
+        return _zyx([axis[_pick(draw, len(axis))] for axis, draw in zip(self._anywhere, draws[3:6], strict=True)])
 
 
 def _philox(seed: int, purpose: int, number: int) -> np.random.Philox:

@@ -60,7 +60,8 @@ def test_the_order_never_changes_between_releases():
 def test_drawing_near_others_leaves_each_sample_the_plain_distribution(flips):
     plan, drawn = order(), corners(flips=flips)
     plain = np.array([drawn.draw(plan.sample_draws(i, 6)) for i in range(4000)])
-    near = np.array([drawn.draw_near(drawn.draw(plan.visit_draws(i, 6)), plan.sample_draws(i, 6)) for i in range(4000)])
+    anchors = [drawn.draw(plan.visit_draws(i, 6)) for i in range(4000)]
+    near = np.array([drawn.near(anchor).draw(plan.sample_draws(i, 6)) for i, anchor in enumerate(anchors)])
     for axis in range(3):
         one, two = (np.bincount(part[:, axis] + 8, minlength=64).cumsum() / 4000 for part in (plain, near))
         assert np.abs(one - two).max() < 0.045  # Kolmogorov-Smirnov, p about 0.0005
@@ -70,8 +71,8 @@ def test_drawing_near_others_leaves_each_sample_the_plain_distribution(flips):
 def test_patches_of_a_visit_touch_few_chunks(flips):
     plan, drawn, sizes = order(), corners(flips=flips), np.array([40, 48, 56])
     for visit in range(50):
-        anchor = drawn.draw(plan.visit_draws(visit, 6))
-        found = np.array([drawn.draw_near(anchor, plan.sample_draws(1000 * visit + n, 6)) for n in range(30)])
+        nearby = drawn.near(drawn.draw(plan.visit_draws(visit, 6)))
+        found = np.array([nearby.draw(plan.sample_draws(1000 * visit + n, 6)) for n in range(30)])
         low = sizes - found - 16 if flips[0] else found
         first, last = low.clip(0).min(axis=0) // 16, (low.clip(0) + 15).max(axis=0) // 16
         assert (last - first <= 1).all()  # two chunks: the cell's own, and the one that patches reach into
