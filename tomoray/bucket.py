@@ -37,6 +37,8 @@ class Bucket:
         account: who asks: empty, `anonymous`, or an AWS profile (`credentials`).
     """
 
+    gap_bytes = 512 * 2**10  # docs/patches.md
+
     def __init__(self, name: str, account: str = "") -> None:
         self.name = name
         self.account = account
@@ -60,6 +62,10 @@ class Bucket:
     def writer(self) -> S3Store:
         """The same client."""
         return self.reader
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Bytes of an object, fewer where it ends."""
+        return bytes(obstore.get_range(self.reader, path, start=start, length=length))
 
     def folders(self, path: str) -> Iterator[str]:
         """Names of what is right below `path` and has something below it."""

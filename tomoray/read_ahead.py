@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +25,8 @@ from tomoray.regions import OpenScan, Region, Sample
 from tomoray.samples import Samples
 from tomoray.shards import Box
 from tomoray.training.config import TrainConfig
+
+T = TypeVar("T")
 
 MEGABYTE = 10**6
 _LOADERS = 16  # boxes under way at once: they wait for the store most of the time
@@ -85,7 +91,7 @@ class ReadAhead:
         self._samples, self._share, self._patch_zyx = samples, share, config.patch_zyx
         self._limit_bytes = config.stream.read_ahead_mb * MEGABYTE
         self._loaders = ThreadPoolExecutor(_LOADERS, "boxes")
-        self._cutters = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "patches")
+        self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "patches")
         self._next = self._foreseen = first_step
         self._most = -(-config.stream.patches_per_visit * config.stream.visits_at_once // share.batch_size) + 1
         self._steps: deque[Step] = deque()
@@ -106,7 +112,7 @@ class ReadAhead:
     def close(self) -> None:
         """Begin nothing more; nobody waits for what is under way."""
         self._loaders.shutdown(wait=False, cancel_futures=True)
-        self._cutters.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, *, must: bool) -> bool:
         """Begin the next step; False where there is no room, or its scans are not open yet."""
@@ -125,16 +131,18 @@ class ReadAhead:
             self._make_room(size_bytes, set(visits))
         self._hold(size_bytes)
         for visit, (scan, box, left, size) in planned.items():
-            region = self._loaders.submit(scan.read, box)
+            region: Future[Region] = Future()
             self._visits[visit] = _Visit(scan=scan, region=region, size_bytes=size, left=left)
+            self._loaders.submit(self._load, scan, box, region)
         shape = (len(numbers), *self._patch_zyx)
-        image, classes = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
+        image = torch.from_numpy(self._samples.buffers.empty(shape, np.float32))
+        classes = torch.from_numpy(self._samples.buffers.empty(shape, np.uint8))
         found = [self._visits[visit].left[i] for visit, i in zip(visits, numbers, strict=True)]
         with self._lock:
             for visit in visits:
                 self._visits[visit].under_way += 1
         patches = tuple(
-            self._cutters.submit(self._cut, visit, i, sample, image[n], classes[n])
+            self._cut_later(visit, i, sample, image[n], classes[n])
             for n, (visit, i, sample) in enumerate(zip(visits, numbers, found, strict=True))
         )
         scan_ids = tuple(sample.scan_id for sample in found)
@@ -160,6 +168,22 @@ class ReadAhead:
         box = scan.box([sample.corner_zyx for sample in left.values()])
         return scan, box, left, scan.size_bytes(box)
 
+    def _load(self, scan: OpenScan, box: Box, region: Future[Region]) -> None:
+        """Wait for the bytes of a box; a worker decodes them."""
+        try:
+            encodings = scan.fetch(box)
+        except BaseException as error:
+            region.set_exception(error)
+        else:
+            self._work(region, scan.decode, encodings, box)
+
+    def _cut_later(self, number: int, i: int, sample: Sample, image: Tensor, classes: Tensor) -> Future[None]:
+        """Cut a patch as soon as its box is there."""
+        patch: Future[None] = Future()
+        region = self._visits[number].region
+        region.add_done_callback(lambda _: self._work(patch, self._cut, number, i, sample, image, classes))
+        return patch
+
     def _cut(self, number: int, i: int, sample: Sample, image: Tensor, classes: Tensor) -> None:
         visit = self._visits[number]
         visit.scan.cut(visit.region.result(), sample, image, classes)
@@ -168,6 +192,18 @@ class ReadAhead:
             del visit.left[i]
             if not visit.left:
                 self._let_go(number)
+
+    def _work(self, result: Future[T], call: Callable[..., T], *args: Any) -> None:
+        """Have a worker do it, and put what it gives, or raises, into `result`."""
+
+        def work() -> None:
+            try:
+                result.set_result(call(*args))
+            except BaseException as error:
+                result.set_exception(error)
+
+        with suppress(RuntimeError):  # closed meanwhile: nobody waits for it
+            self._workers.submit(work)
 
     def _make_room(self, size_bytes: int, wanted: set[int]) -> None:
         """Let go of idle visits, those that are wanted latest first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, floor, prod
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from tomoray.archive import Archive
 from tomoray.block_cache import BlockCache
+from tomoray.buffers import Buffers
 from tomoray.geometry import Zyx, to_canonical
 from tomoray.sampling import Corners
-from tomoray.shards import Box, Indices, Reader, Reads, ShardedArray
+from tomoray.shards import Box, Encoded, Indices, Reader, Reads, ShardedArray
 from tomoray.training.config import TrainConfig
 from tomoray.transforms import Taps, linear_taps, resample, scale_hu, target_grid
 from tomoray.volume import AIR_HU
+
+Encodings = tuple[list[Encoded], ...]
 
 _HALF = 0.499  # less than a half by more than rounding
 
@@ -62,6 +65,7 @@ class OpenScan:
         config: labels, patch, spacing.
         reads: counts what the store is asked.
         indices: where shard indices are kept.
+        buffers: memory for voxels.
         cache: blocks on local disk.
 
     Raises:
@@ -76,13 +80,14 @@ class OpenScan:
         *,
         reads: Reads,
         indices: Indices,
+        buffers: Buffers,
         cache: BlockCache | None,
     ) -> None:
         scan = archive.scan(scan_id)
         reads.count(requests=1 + len(config.labels))
         edition = hashlib.sha256(repr((scan.geometry, scan.info, scan.label_names)).encode()).hexdigest()
         reader = Reader(archive.store.child(f"scans/{scan_id}"), reads, cache, edition)
-        self._config, self._geometry = config, scan.geometry
+        self._config, self._geometry, self._buffers = config, scan.geometry, buffers
         self._grid = target_grid(scan.geometry, config.spacing_zyx_mm)
         self._image = ShardedArray(reader, "0", indices)
         self._masks = [ShardedArray(reader, f"labels/{name}/0", indices) for name in config.labels]
@@ -115,16 +120,23 @@ class OpenScan:
         each: int = self._image.dtype.itemsize + sum(mask.dtype.itemsize for mask in self._masks)
         return each * prod(int(side.stop - side.start) for side in box)
 
+    def fetch(self, box: Box) -> Encodings:
+        """The chunks of a box, encoded: of the image, then of each mask. Raises as `read`."""
+        window = self._stored(box)
+        return tuple(array.fetch(window) for array in (self._image, *self._masks))
+
+    def decode(self, encodings: Encodings, box: Box) -> Region:
+        """The voxels of a box from its chunks. Raises `Fatal` where one is damaged."""
+        window = self._stored(box)
+        image, *masks = (
+            to_canonical(array.decode(chunks, window, self._buffers), self._geometry)
+            for array, chunks in zip((self._image, *self._masks), encodings, strict=True)
+        )
+        return Region(origin_zyx=(box[0].start, box[1].start, box[2].start), image=image, masks=tuple(masks))
+
     def read(self, box: Box) -> Region:
         """The voxels of a box. Raises `Fatal` or `Transient` where they cannot be read."""
-        order, flips = self._geometry.canonical_axes()
-        stored = [slice(0)] * 3
-        for axis, flip, side in zip(order, flips, box, strict=True):
-            size = self._geometry.shape_zyx[axis]
-            stored[axis] = slice(size - side.stop, size - side.start) if flip else side
-        window = stored[0], stored[1], stored[2]
-        image, *masks = (to_canonical(array.read(window), self._geometry) for array in (self._image, *self._masks))
-        return Region(origin_zyx=(box[0].start, box[1].start, box[2].start), image=image, masks=tuple(masks))
+        return self.decode(self.fetch(box), box)
 
     def cut(self, region: Region, sample: Sample, image: Tensor, classes: Tensor) -> None:
         """Write a patch into `image`, float32 (z, y, x), 0..1, and `classes`, uint8 (z, y, x). Outside is air.
@@ -167,14 +179,21 @@ class OpenScan:
         low, high = self._config.hu_window
         voxels, here = image[tuple(inside)], classes[tuple(inside)]
         if voxels.size < image.size:
-            image[...] = AIR_HU - low
+            image[...] = min(max((AIR_HU - low) / (high - low), 0), 1)
             classes[...] = 0
-        np.subtract(region.image[tuple(window)], np.float32(low), out=voxels, dtype=np.float32)
-        np.divide(image, np.float32(high - low), out=image)
-        np.clip(image, 0, 1, out=image)
-        here[...] = 0
+        least, most = max(floor(low), -(2**15)), min(ceil(high), 2**15 - 1)
+        steps = self._buffers.empty(voxels.shape, np.int16)  # as integers: a half of the memory that floats go through
+        np.clip(region.image[tuple(window)], least, most, out=steps)
+        np.subtract(steps, np.int16(least), out=steps)  # may wrap around, so that it is read without a sign
+        np.multiply(steps.view(np.uint16), np.float32(1 / (high - low)), out=voxels, dtype=np.float32)
+        if (least, most) != (low, high):
+            np.add(voxels, np.float32((least - low) / (high - low)), out=voxels)
+            np.clip(voxels, 0, 1, out=voxels)
         for number, mask in enumerate(region.masks, start=1):
-            np.maximum(here, mask[tuple(window)] * np.uint8(number), out=here)
+            if number == 1:
+                np.copyto(here, mask[tuple(window)])
+            else:
+                np.maximum(here, mask[tuple(window)] * np.uint8(number), out=here)
 
     def _span(self, axis: int, corner: int) -> tuple[int, int]:
         """First stored voxel along an axis that a patch needs, and one past the last."""
@@ -184,6 +203,15 @@ class OpenScan:
             return min(max(corner, 0), last), min(max(end, 0), last) + 1
         taps = self._taps(axis, corner)
         return taps.start, taps.stop
+
+    def _stored(self, box: Box) -> Box:
+        """The same box in the order that voxels are stored in."""
+        order, flips = self._geometry.canonical_axes()
+        stored = [slice(0)] * 3
+        for axis, flip, side in zip(order, flips, box, strict=True):
+            size = self._geometry.shape_zyx[axis]
+            stored[axis] = slice(size - side.stop, size - side.start) if flip else side
+        return stored[0], stored[1], stored[2]
 
     def _taps(self, axis: int, corner: int) -> Taps:
         return linear_taps(

@@ -12,6 +12,7 @@ import numpy as np
 
 from tomoray.archive import Archive
 from tomoray.block_cache import BlockCache
+from tomoray.buffers import Buffers
 from tomoray.regions import OpenScan, Sample
 from tomoray.sampling import Nearby, Order
 from tomoray.shards import Indices, Reads
@@ -37,6 +38,7 @@ class Samples:
         self._archive, self._config, self._reads, self._cache = archive, config, reads, cache
         self._scan_ids = sorted(scan_ids)
         self._indices = Indices()
+        self.buffers = Buffers(config.stream.read_ahead_mb * 10**6 // 4)
         self._lock = threading.Lock()
         self._scans: OrderedDict[str, Future[OpenScan]] = OrderedDict()
         self.order = Order(
@@ -81,6 +83,7 @@ class Samples:
                         self._config,
                         reads=self._reads,
                         indices=self._indices,
+                        buffers=self.buffers,
                         cache=self._cache,
                     )
                 )

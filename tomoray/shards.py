@@ -21,14 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tomoray.block_cache import BlockCache
-from tomoray.chunk_codec import ChunkCodec, decode_index
+from tomoray.buffers import Buffers
+from tomoray.chunk_codec import Bytes, check_codecs, decode_chunk, decode_index
 from tomoray.errors import Fatal
 from tomoray.storage import Store
 
 Box = tuple[slice, slice, slice]
-_Place = tuple[int, int, tuple[int, ...]]  # a chunk's first byte in its shard, one past the last, and which it is
+_Index = tuple[int, int, int]
+_Place = tuple[int, int, _Index]  # a chunk's first byte in its shard, one past the last, and which it is
 
-_GAP = 512 * 2**10  # bytes between chunks that are read along: about what a request costs (docs/patches.md)
 _PROBE = 256 * 2**10  # most shards of masks are smaller, so that one request gets them whole
 _BLOCK = 2**20
 _ABSENT = 2**64 - 1
@@ -124,11 +125,20 @@ class Reader:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """One chunk of an array: the object it is in, which chunk it is, and its bytes."""
+
+    key: str
+    index: _Index
+    data: Bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Shard:
     """Where a shard's chunks lie: (chunks, 2) offset and length; all its bytes where they were small enough."""
 
     index: npt.NDArray[np.uint64]
-    data: bytes | None
+    data: Bytes | None
 
 
 class Indices:
@@ -179,7 +189,7 @@ class ShardedArray:
             self._shard_zyx = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
             self._separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
             self._index_codecs = inner["index_codecs"]
-            self._codec = ChunkCodec(inner["codecs"])
+            check_codecs(inner["codecs"])
             found = sharding["name"], inner["index_location"], metadata["chunk_key_encoding"]["name"]
             if found != ("sharding_indexed", "end", "default"):
                 raise ValueError("not sharded, or the index or the keys stand otherwise")
@@ -195,44 +205,60 @@ class ShardedArray:
             Fatal: bytes are missing or damaged, or the place cannot be used.
             Transient: the place is in trouble.
         """
-        wanted: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        ranges = [
-            range(side.start // chunk, -(-side.stop // chunk)) for side, chunk in zip(box, self.chunk_zyx, strict=True)
+        return self.decode(self.fetch(box), box, Buffers(0))
+
+    def fetch(self, box: Box) -> list[Encoded]:
+        """The chunks of a box, still encoded: all the waiting, and little of the work. Raises as `read`."""
+        wanted: dict[_Index, list[_Index]] = {}
+        for z, y, x in itertools.product(*self._chunks(box)):
+            shard = z // self._counts[0], y // self._counts[1], x // self._counts[2]
+            wanted.setdefault(shard, []).append((z, y, x))
+        return [encoded for shard, chunks in wanted.items() for encoded in self._fetch(shard, chunks)]
+
+    def decode(self, chunks: Iterable[Encoded], box: Box, buffers: Buffers) -> npt.NDArray[Any]:
+        """The voxels of a box from its chunks, in memory of `buffers`. Raises `Fatal` where one is damaged."""
+        voxels = buffers.empty([side.stop - side.start for side in box], self.dtype)
+        decoded = buffers.empty(self.chunk_zyx, self.dtype)
+        overlaps = [
+            {at: _overlap(at, size, side) for at in along}
+            for along, size, side in zip(self._chunks(box), self.chunk_zyx, box, strict=True)
         ]
-        for chunk in itertools.product(*ranges):
-            shard = tuple(at // count for at, count in zip(chunk, self._counts, strict=True))
-            wanted.setdefault(shard, []).append(chunk)
-        voxels = np.empty([side.stop - side.start for side in box], self.dtype)
-        decoded = np.empty(self.chunk_zyx, self.dtype)
-        for shard, members in wanted.items():
-            key = f"{self._path}/c{self._separator}" + self._separator.join(str(at) for at in shard)
-            for chunk, encoded in self._encoded(key, members):
-                try:
-                    self._codec.decode(encoded, decoded)
-                except ValueError as error:
-                    raise self._damaged(key, str(error)) from error
-                inside, outside = zip(*map(_overlap, chunk, self.chunk_zyx, box), strict=True)
-                voxels[outside] = decoded[inside]
+        for chunk in chunks:
+            try:
+                decode_chunk(chunk.data, decoded)
+            except ValueError as error:
+                raise self._damaged(chunk.key, str(error)) from error
+            z, y, x = (overlap[at] for overlap, at in zip(overlaps, chunk.index, strict=True))
+            voxels[z[1], y[1], x[1]] = decoded[z[0], y[0], x[0]]
         return voxels
 
-    def _encoded(self, key: str, chunks: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], bytes]]:
-        """Chunks of one shard and their bytes, one request's at a time."""
+    def _chunks(self, box: Box) -> list[range]:
+        """The chunks that a box touches, along each axis."""
+        return [
+            range(side.start // size, -(-side.stop // size)) for side, size in zip(box, self.chunk_zyx, strict=True)
+        ]
+
+    def _fetch(self, shard: _Index, chunks: Sequence[_Index]) -> Iterator[Encoded]:
+        """Chunks of one shard."""
+        key = f"{self._path}/c{self._separator}" + self._separator.join(str(at) for at in shard)
         try:
             found = self._index(key)
             places = []
-            for chunk in chunks:
-                within = tuple(at % count for at, count in zip(chunk, self._counts, strict=True))
-                start, length = (int(part) for part in found.index[np.ravel_multi_index(within, self._counts)])
+            depth, height, width = self._counts
+            for z, y, x in chunks:
+                start, length = found.index[((z % depth) * height + y % height) * width + x % width].tolist()
                 if start == _ABSENT:
                     raise self._damaged(key, "a chunk is not there")
-                places.append((start, start + length, chunk))
+                places.append((start, start + length, (z, y, x)))
             if found.data is not None:
-                yield from ((chunk, found.data[start:stop]) for start, stop, chunk in places)
+                yield from (Encoded(key=key, index=chunk, data=found.data[start:stop]) for start, stop, chunk in places)
                 return
-            for run in _runs(sorted(places)):
+            for run in _runs(sorted(places), self._reader.store.gap_bytes):
                 begin = run[0][0]
-                data = self._reader.read_range(key, begin, run[-1][1])
-                yield from ((chunk, data[start - begin : stop - begin]) for start, stop, chunk in run)
+                data = np.frombuffer(self._reader.read_range(key, begin, run[-1][1]), np.uint8)
+                yield from (
+                    Encoded(key=key, index=chunk, data=data[start - begin : stop - begin]) for start, stop, chunk in run
+                )
         except FileNotFoundError as error:
             raise self._damaged(key, "no such object") from error
 
@@ -243,17 +269,16 @@ class ShardedArray:
             return _Shard(index=known, data=None)
         length = prod(self._counts) * 16 + 4
         data = self._reader.read_range(key, 0, _PROBE) if self.dtype.itemsize == 1 else b""
-        if 0 < len(data) < _PROBE:
-            encoded = data[-length:]
-        else:
-            data, encoded = b"", self._reader.read_end(key, length)
+        whole = 0 < len(data) < _PROBE
+        encoded = data[-length:] if whole else self._reader.read_end(key, length)
         try:
             index = decode_index(self._index_codecs, encoded)
         except ValueError as error:
             raise self._damaged(key, str(error)) from error
-        if not data:
-            self._indices.put(name, index)
-        return _Shard(index=index, data=data or None)
+        if whole:
+            return _Shard(index=index, data=np.frombuffer(data, np.uint8))
+        self._indices.put(name, index)
+        return _Shard(index=index, data=None)
 
     def _damaged(self, key: str, found: str) -> Fatal:
         return Fatal(
@@ -268,11 +293,11 @@ def _overlap(chunk: int, size: int, side: slice) -> tuple[slice, slice]:
     return slice(start - chunk * size, stop - chunk * size), slice(start - side.start, stop - side.start)
 
 
-def _runs(places: Iterable[_Place]) -> Iterator[list[_Place]]:
+def _runs(places: Iterable[_Place], gap_bytes: int) -> Iterator[list[_Place]]:
     """Sorted places in groups of one request each."""
     run: list[_Place] = []
     for place in places:
-        if run and place[0] - run[-1][1] > _GAP:
+        if run and place[0] - run[-1][1] > gap_bytes:
             yield run
             run = []
         run.append(place)

@@ -106,7 +106,7 @@ def resample(volume_zyx: Tensor, taps_zyx: Sequence[Taps]) -> Tensor:
 def scale_hu(hu: Tensor, window: tuple[float, float]) -> Tensor:
     """HU, float32, to 0..1: `window` maps to 0 and 1, values outside are clipped."""
     low, high = window
-    return ((hu - low) / (high - low)).clamp_(0, 1)
+    return ((hu - low) * (1 / (high - low))).clamp_(0, 1)  # not divided: that takes three times as long
 
 
 def _cheapest_order(taps_zyx: Sequence[Taps]) -> list[tuple[int, Taps]]:

@@ -234,3 +234,12 @@ def test_outside_the_scan_is_air_and_background(archive):
 def test_scan_without_a_wanted_label_is_named_before_training():
     with pytest.raises(Fatal, match=r"scan b has no label 'nodules' \(it has: lungs\)"):
         require_labels({"a": ["lungs", "nodules"], "b": ["lungs"]}, ["lungs", "nodules"])
+
+
+@pytest.mark.parametrize("window", [(-1000, 400), (-162.5, 250.25), (-40000, 40000)])
+def test_hu_are_scaled_as_prediction_scales_them(archive, window):
+    stored = torch.from_numpy(archive.scan("a").read().image_zyx[2:18, 3:19, 5:21].copy()).float()
+    sample = Sample(scan_id="a", corner_zyx=(2, 3, 5), flips=(False, False, True))
+    image, _ = PatchStream(archive, ["a"], config(hu_window=window)).cut(sample)
+    torch.testing.assert_close(image.flip(2), scale_hu(stored, window), rtol=0, atol=3e-7)
+    assert 0 <= image.min() <= image.max() <= 1
