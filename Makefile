@@ -14,7 +14,7 @@ CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cup
 	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test lint format schemas lock clean
+.PHONY: help install tools demo test lint format schemas snapshots lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -56,6 +56,9 @@ format: install ## let ruff put the code in order
 
 schemas: install ## write the configs' JSON Schemas to docs/schemas
 	$(BIN)/tomoray schema --write docs/schemas
+
+snapshots: install tools ## write anew what the chart renders, for git to show the difference
+	UPDATE_SNAPSHOTS=1 $(BIN)/pytest tests/chart/test_snapshots.py
 
 lock: install ## write requirements.lock anew from pyproject.toml, tools.lock from tools.in
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra export --extra idc --extra kubernetes --extra queues --extra serving --extra tracking \

@@ -12,3 +12,16 @@ applications:
       {{- toYaml .config | nindent 6 }}
 {{- end }}
 {{- end }}
+
+{{/* Pods that answer when nobody asks. */}}
+{{- define "tomoray.servingPods" -}}
+{{- with .Values.serving -}}
+{{- if eq .kind "Deployment" -}}
+{{ ternary .deployment.autoscaling.minReplicas .deployment.replicas .deployment.autoscaling.enabled }}
+{{- else -}}
+{{- $pods := 0 -}}
+{{- range .workers }}{{ if . }}{{ $pods = add $pods (.minReplicas | default 0) }}{{ end }}{{ end -}}
+{{ $pods }}
+{{- end -}}
+{{- end -}}
+{{- end }}
