@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
 
+from cluster import cli
 from tomoray.config import PreprocessConfig
 from tomoray.serving_config import ServeConfig
 
@@ -163,6 +166,14 @@ def test_configs_of_jobs_and_endpoints_are_what_tomoray_reads(render: Render) ->
                 ServeConfig.model_validate(application["args"])
 
 
+def parse(command: Any, words: list[str]) -> None:
+    """Raises where the command line would not take the words."""
+    if hasattr(command, "commands"):
+        parse(command.commands[words[0]], words[1:])
+    else:
+        command.make_context(command.name, words)
+
+
 def test_notes_say_what_to_do_next(tool: Callable[..., Any]) -> None:
     def notes(*flags: str | Path) -> str:
         done = tool("helm", "install", "tomoray", CHART, "--namespace", "tomoray", "--dry-run=client", *flags)
@@ -176,3 +187,43 @@ def test_notes_say_what_to_do_next(tool: Callable[..., Any]) -> None:
     assert "create secret generic tomoray-redis" in eks
     assert "service/tomoray-serving-serve-svc 8000" in eks
     assert "create secret" not in notes("--values", CHART / "values-airgapped.yaml")
+    commands = typer.main.get_command(cli.app)
+    shown = re.findall(r"^    tomoray (.*)$", eks, flags=re.MULTILINE)
+    assert [line.split()[0] for line in shown] == ["cluster", "cluster", "submit"]
+    for line in shown:
+        parse(commands, shlex.split(line))
+
+
+def documented() -> list[list[str]]:
+    """The commands with `helm` in docs/helm.md that name the chart."""
+    page = (CHART.parents[1] / "docs" / "helm.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    return [shlex.split(line) for line in code.splitlines() if re.match(r"helm \w+ .*helm/tomoray", line)]
+
+
+@pytest.mark.parametrize("command", documented(), ids=" ".join)
+def test_commands_of_the_docs_do_what_they_say(command: list[str], tool: Callable[..., Any], tmp_path: Path) -> None:
+    name, action, *flags = command
+    if action == "package":
+        flags[flags.index("--destination") + 1] = str(tmp_path)
+        assert tool(name, action, *flags).returncode == 0
+        return
+    if "--reuse-values" in flags:
+        flags[flags.index("--reuse-values")] = f"--values={CHART / 'values-eks-gpu.yaml'}"
+    flags = [flag for flag in flags if flag != "--create-namespace"]
+    done = tool(name, "template", *flags)
+    assert done.returncode == 0, done.stderr
+    for flag in flags:
+        if "=" in flag and not flag.startswith("--"):
+            assert flag.rpartition("=")[2] in done.stdout
+
+
+def test_docs_count_alerts_and_quote_refusals_as_they_are(render: Render, tool: Callable[..., Any]) -> None:
+    page = (CHART.parents[1] / "docs" / "helm.md").read_text(encoding="utf-8")
+    (rule,) = [each for each in render("everything.yaml") if each["kind"] == "PrometheusRule"]
+    assert f"{sum(len(group['rules']) for group in rule['spec']['groups'])} alerts" in page
+    assert (
+        tool("helm", "template", "x", CHART, "--set=serving.kind=Pod")
+        .stderr.strip()
+        .endswith(re.findall(r"^- at .*$", page, flags=re.MULTILINE)[0])
+    )
