@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PAGE := serving/viewer/dist/index.html
+PAGE_SOURCES := $(wildcard serving/viewer/src/*) serving/viewer/build.mjs serving/viewer/package-lock.json
 TOOLS := .tools
 TOOLS_INSTALLED := $(TOOLS)/.installed
 
@@ -14,12 +16,13 @@ CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cup
 	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test lint format schemas snapshots lock clean
+.PHONY: help install page tools demo test lint format schemas snapshots lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
 
-install: $(INSTALLED) ## make .venv from requirements.lock
+install: $(INSTALLED) ## make .venv from requirements.lock, and the page
+	@$(MAKE) --no-print-directory page || echo "Went on without the page that serving answers at /." >&2
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -29,6 +32,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock torch
 	@touch $@
+
+page: $(PAGE) ## build the page that serving answers at /
+
+$(PAGE): $(PAGE_SOURCES) | $(INSTALLED)
+	cd serving/viewer && PATH="$(abspath $(BIN)):$$PATH" npm ci --no-audit --no-fund && PATH="$(abspath $(BIN)):$$PATH" npm run build
 
 tools: $(TOOLS_INSTALLED) ## make .tools, what the tests of helm/ and terraform/ run: helm, checkov, hadolint
 
@@ -44,11 +52,12 @@ demo: install ## the whole way: DICOM, archive, training, evaluation, serving, r
 test: install tools ## every test
 	$(BIN)/pytest
 
-lint: install ## ruff, mypy --strict on the library, import contracts
+lint: install page ## ruff, mypy --strict on the library, import contracts, types of the page
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict tomoray
 	$(BIN)/lint-imports
+	cd serving/viewer && PATH="$(abspath $(BIN)):$$PATH" npm run check
 
 format: install ## let ruff put the code in order
 	$(BIN)/ruff check --fix

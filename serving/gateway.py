@@ -25,6 +25,7 @@ from serving.examiner import Examiner
 from serving.failures import HttpError, explain
 from serving.jobs import Jobs
 from serving.messages import Explanation
+from serving.page import add_page
 from serving.replies import choose_kind, encode
 from serving.runner import Desk
 from serving.schemas import Health, ServedModels
@@ -66,6 +67,7 @@ class Gateway:
             exception_handlers={HTTPException: _no_such_route, RequestValidationError: _bad_parameter},
         )
         api.router.route_class = _Route
+        add_page(api)
         api.get("/healthz", summary="Whether the gateway answers")(self.healthz)
         api.get("/v1/models", summary="What is served")(self.models)
         for operation in ("segment", "classify", "detect"):
