@@ -25,6 +25,7 @@ from cluster import (
     catalog_views,
     job_commands,
     run_commands,
+    serving_commands,
     target_commands,
     views,
 )
@@ -42,7 +43,6 @@ from tomoray.config import (
     recipe_names,
 )
 from tomoray.errors import Usage
-from tomoray.serving_config import ServeConfig
 from tomoray.training.config import TrainConfig
 
 app = typer.Typer(
@@ -247,32 +247,6 @@ def evaluate(
 
 
 @app.command()
-def serve(
-    run: RunUrl,
-    host: Annotated[str | None, typer.Option(help="Address to listen at. [dim]Default: 127.0.0.1[/dim]")] = None,
-    port: Annotated[int | None, typer.Option(help="[dim]Default: 8000[/dim]")] = None,
-    archive: Annotated[list[str] | None, typer.Option(help="An archive that requests may name; repeatable.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the model. [dim]Default: 1[/dim]")] = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Answer POST /v1/segment with DICOM SEG, NIfTI or JSON, until Ctrl-C. Its API is at /openapi.json.
-
-    [bold]Examples[/bold]
-
-    tomoray serve run --port 8000
-    curl --data-binary @study.zip -H 'Content-Type: application/zip' http://127.0.0.1:8000/v1/segment
-    """
-    config = _config(ServeConfig, None, run=run, host=host, port=port, archives=archive, replicas=replicas)
-    endpoint = importlib.import_module("cluster.endpoint")
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr), endpoint.serving(config, verbose=debug) as url:
-        with redirect_stdout(stdout):
-            show(Answer(document={"url": url, "run": run}, view=views.serve(url)), as_json=json)
-        endpoint.wait()
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")] = Path("out/demo"),
     patients: Annotated[int | None, typer.Option(help="[dim]Default: 30[/dim]")] = None,
@@ -358,6 +332,7 @@ app.add_typer(archive_commands.app)
 app.add_typer(catalog_commands.app)
 app.add_typer(run_commands.app)
 app.add_typer(job_commands.app)
+app.add_typer(serving_commands.app)
 app.add_typer(target_commands.app)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import logging
 import socket
 import threading
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from ray import serve
 
 from cluster.local import local_ray
-from tomoray.errors import Fatal
+from cluster.tls import decrypting
+from tomoray.errors import Fatal, Usage
 from tomoray.progress import console
 from tomoray.runs import open_run
 from tomoray.serving_config import ServeConfig
@@ -22,13 +24,23 @@ from tomoray.serving_config import ServeConfig
 def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
     """The URL of the endpoint, which answers from now on and is gone at the end. Port 0 takes a free one.
 
+    With TLS, Ray Serve listens on loopback behind it.
+
     Raises:
+        Usage: it would answer other machines without knowing who asks.
         Fatal: the run cannot be opened, the port is taken, Ray Serve runs already, or the application does not
             start.
     """
+    if not (config.auth.configured or _is_loopback(config.host)):
+        raise Usage(
+            f"--host {config.host} lets other machines ask, and nobody is asked who it is; give --tokens FILE "
+            "(tomoray token NAME --file FILE makes it), or auth in the config"
+        )
     for model in config.served:
         open_run(model.source)  # before Ray starts, so that a wrong name is told at once
-    port = _free_port(config.host, config.port)
+    outer = inner = (config.host, _free_port(config.host, config.port))
+    if config.tls.certificate:
+        inner = ("127.0.0.1", _free_port("127.0.0.1", 0))
     level = logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray.serve").setLevel(level)
     with local_ray(verbose=verbose):
@@ -38,11 +50,15 @@ def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
             with console.status("starting the endpoint"):
                 serve.start(
                     proxy_location="HeadOnly",
-                    http_options={"host": config.host, "port": port},
+                    http_options={"host": inner[0], "port": inner[1]},
                     logging_config={"log_level": level, "enable_access_log": verbose},
                 )
                 _deploy(config)
-            yield f"http://{config.host}:{port}"
+            if config.tls.certificate:
+                with decrypting(config.tls, *outer, to_port=inner[1]):
+                    yield f"https://{outer[0]}:{outer[1]}"
+            else:
+                yield f"http://{outer[0]}:{outer[1]}"
         finally:
             serve.shutdown()
 
@@ -60,6 +76,13 @@ def _deploy(config: ServeConfig) -> None:
         raise Fatal(
             f"the endpoint for {', '.join(model.source for model in config.served)} did not start; --debug shows why"
         ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _free_port(host: str, port: int) -> int:

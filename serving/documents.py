@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from serving.asks import Ask, JobAsk, input_schema
 from serving.schemas import (
@@ -16,6 +16,7 @@ from serving.schemas import (
     ClassifyReply,
     DetectReply,
     FailureReply,
+    Health,
     JobReply,
     SegmentReply,
 )
@@ -52,6 +53,8 @@ _SUMMARIES = {
     "events": "Follow a job",
     "result": "What a job found",
     "image": "The scan that a job looked at",
+    "ready": "Whether the gateway can take jobs",
+    "metrics": "Numbers for Prometheus",
 }
 _ERRORS = {
     "accept": (400, 401, 403, 404, 413, 415, 422, 429, 500, 503),
@@ -60,6 +63,8 @@ _ERRORS = {
     "events": (400, 401, 404, 429, 500, 503),
     "result": (400, 401, 404, 406, 409, 422, 429, 500, 503),
     "image": (400, 401, 404, 409, 422, 429, 500, 503),
+    "ready": (503,),
+    "metrics": (401, 403, 429, 503),
 }
 
 
@@ -68,7 +73,7 @@ def document(route: str) -> dict[str, Any]:
     errors = _ERRORS.get(route, (400, 401, 403, 404, 406, 413, 415, 422, 429, 500, 503))
     said: dict[str, Any] = {
         "summary": _SUMMARIES[route],
-        "response_class": Response,
+        "response_class": JSONResponse if route == "ready" else Response,
         "responses": {**_success(route), **{status: _failure(*_FAILURES[status]) for status in errors}},
     }
     if route in _REPLIES or route == "accept":
@@ -89,6 +94,10 @@ def _success(route: str) -> dict[int | str, dict[str, Any]]:
         example = 'event: progress\ndata: {"id": "q1Zr0xkOQ2yTjXg3", "state": "running", …}\n\n'
         content = {"text/event-stream": {"schema": {"type": "string"}, "example": example}}
         return {200: {"description": "The job, each time it has changed.", "content": content}}
+    if route == "ready":
+        return {200: {"model": Health, "description": "The queue answers."}}
+    if route == "metrics":
+        return {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}}
     replies: dict[int | str, dict[str, Any]] = {200: {"model": JobReply, "description": "The job as it is now."}}
     if route == "cancel":
         replies[204] = {"description": "The job had ended; its result is removed."}

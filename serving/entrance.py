@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serving.bodies import MB
+from serving.destinations import Destinations
 from serving.examiner import Examiner
 from serving.gateway import Gateway
 from serving.queue.place import is_on_this_machine, open_queue
@@ -23,6 +25,7 @@ from tomoray import settings
 from tomoray.errors import Fatal
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.serving_config import ServeConfig
+from tomoray.tokens import read_tokens
 
 # Both work in threads and mostly wait, so they claim no CPU of their own; and never a GPU, so that they fit anywhere.
 gateway_deployment = serve.deployment(max_ongoing_requests=256)(serve.ingress()(Gateway))
@@ -44,14 +47,18 @@ def entrance(
         archives: full URLs by every name that a request may use for them.
 
     Raises:
-        Fatal: the queue cannot be used.
+        Fatal: the queue, or the file of tokens, cannot be used.
     """
     desk = _desk(config)
-    open_queue(desk.queue)  # trouble is told here in one line; a replica could only fail to start
+    with closing(open_queue(desk.queue)):  # trouble is told here in one line; a replica could only fail to start
+        pass
+    if config.auth.tokens:
+        read_tokens(Path(config.auth.tokens))
     examiner = Examiner(
         models=models,
         handles=handles,
         places=Places(archives=archives, s3=config.references.s3, dicomweb=config.references.dicomweb),
+        destinations=Destinations(places=config.destinations),
         max_bytes=config.limits.expansion * config.limits.body_mb * MB,
         pseudonyms=Pseudonyms(secrets.token_bytes(32)),
     )
@@ -59,7 +66,7 @@ def entrance(
     runner = runner_deployment.options(num_replicas=config.queue.runners, ray_actor_options=options).bind(
         desk, examiner
     )
-    return gateway_deployment.options(ray_actor_options=options).bind(examiner, desk, runner, config.limits)
+    return gateway_deployment.options(ray_actor_options=options).bind(examiner, desk, runner, config)
 
 
 def _desk(config: ServeConfig) -> Desk:

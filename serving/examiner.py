@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from pydicom import Dataset
 from ray.serve.handle import DeploymentHandle
 
 from serving.asks import Accepted, DicomWebStudy, Reference, S3Prefix, Sent
+from serving.destinations import Destinations
 from serving.failures import HttpError
 from serving.messages import ArchivedScan, Finding, Progress, Request
 from serving.references import Places
@@ -54,6 +55,7 @@ class Examiner:
         models: by name.
         handles: their deployments, by name.
         places: what may be named as input.
+        destinations: what may be named for results.
         max_bytes: a study may unpack, and decode, to this much.
         pseudonyms: of scans that were sent; they leave with nobody.
     """
@@ -61,13 +63,13 @@ class Examiner:
     models: Mapping[str, ServedModel]
     handles: Mapping[str, DeploymentHandle[Any]]
     places: Places
+    destinations: Destinations
     max_bytes: int
     pseudonyms: Pseudonyms
 
     def check(self, accepted: Accepted) -> None:
         """Raise `HttpError` where the input or the destination may not be named, or an archived scan is not there."""
-        if accepted.destination is not None:
-            raise HttpError(404, "unknown_destination", "no destination of that name; known: none")
+        self.destinations.check(accepted.destination)
         asked = accepted.input
         if isinstance(asked, Reference):
             self.places.archived(asked)
@@ -101,7 +103,7 @@ class Examiner:
         archived = scan.scan if isinstance(scan.scan, ArchivedScan) else None
         request = Request(scan=scan.scan, explain=accepted.explain)
         finding = await _ask(self.handles[accepted.model], request, on_progress)
-        return Result(
+        result = Result(
             model=self.models[accepted.model],
             finding=finding,
             archived=archived,
@@ -112,6 +114,10 @@ class Examiner:
             seconds={**({} if archived else {"read": read_s}), **finding.seconds},
             notes=finding.info.notes if finding.info else scan.notes,
         )
+        if accepted.destination is None:
+            return result
+        stored = await asyncio.to_thread(self.destinations.deliver, result, accepted.destination)
+        return replace(result, stored=stored)
 
     def _read(self, accepted: Accepted, body: IO[bytes] | None) -> _Scan:
         asked = accepted.input

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Path, Query, Request
+from fastapi import FastAPI, Header, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
+from ray.serve import get_replica_context
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from serving.asks import Accepted, Ask, JobAsk, Operation, Sent
 from serving.bodies import Bodies, Body
 from serving.documents import document
+from serving.door import Caller, Door
 from serving.examiner import Examiner
 from serving.failures import HttpError, explain
 from serving.jobs import Jobs
@@ -29,13 +36,19 @@ from serving.page import add_page
 from serving.replies import choose_kind, encode
 from serving.runner import Desk
 from serving.schemas import Health, ServedModels
-from tomoray import __version__
-from tomoray.serving_config import LimitsConfig
+from serving.watch import Audit, Numbers
+from tomoray import __version__, settings
+from tomoray.privacy.pseudonyms import Pseudonyms
+from tomoray.serving_config import AuditConfig, ServeConfig
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_OPEN = ("/", "/page/{name}", "/healthz", "/readyz")  # whoever asks; they tell nothing of anybody
 
 ModelName = Annotated[str | None, Query(description="a name of /v1/models; the first by default")]
 Explain = Annotated[Explanation | None, Query(description="a map of what the finding rests on")]
 Destination = Annotated[str | None, Query(description="where the server also stores the result")]
-JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+JobId = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 IdempotencyKey = Annotated[
     str | None, Header(max_length=256, description="a second request with the same key gets the job of the first")
 ]
@@ -48,13 +61,17 @@ class Gateway:
         examiner: what is served; its first model is the default.
         desk: where jobs go.
         runner: who works on them.
-        limits: what is too much.
+        config: who may ask, and what is too much.
     """
 
-    def __init__(self, examiner: Examiner, desk: Desk, runner: DeploymentHandle[Any], limits: LimitsConfig) -> None:
+    def __init__(self, examiner: Examiner, desk: Desk, runner: DeploymentHandle[Any], config: ServeConfig) -> None:
         self._examiner = examiner
         self._jobs = Jobs(desk, runner)
-        self._bodies = Bodies(limits)
+        self._bodies = Bodies(config.limits)
+        self._door = Door(config.auth, config.limits)
+        self._audit = Audit(_audit_file(config.audit))
+        self._numbers = Numbers(_replica())
+        self._pseudonyms = Pseudonyms(settings.pseudonym_key())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; Ray Serve asks for it once in each replica."""
@@ -64,11 +81,14 @@ class Gateway:
             summary="CT in; DICOM SEG and SR, NIfTI or numbers out.",
             docs_url=None,  # their pages load scripts from other hosts
             redoc_url=None,
-            exception_handlers={HTTPException: _no_such_route, RequestValidationError: _bad_parameter},
+            exception_handlers={HTTPException: _no_such_route},
         )
         api.router.route_class = _Route
         add_page(api)
+        api.state.gateway = self
         api.get("/healthz", summary="Whether the gateway answers")(self.healthz)
+        api.get("/readyz", **document("ready"))(self.readyz)
+        api.get("/metrics", **document("metrics"))(self.metrics)
         api.get("/v1/models", summary="What is served")(self.models)
         for operation in ("segment", "classify", "detect"):
             api.post(f"/v1/{operation}", **document(operation))(self._examining(operation))
@@ -84,9 +104,40 @@ class Gateway:
         """Always `{"status": "ok"}`."""
         return Health()
 
-    async def models(self) -> ServedModels:
-        """Every model with its labels, the grid it works on and the digest of its weights."""
-        return ServedModels(models=list(self._examiner.models.values()))
+    async def readyz(self) -> Health:
+        """`{"status": "ok"}` where the queue answers, else 503."""
+        await self._jobs.counts()
+        return Health()
+
+    async def metrics(self, request: Request) -> Response:
+        """Of this gateway, and of the queue."""
+        request.state.caller.require("metrics")
+        return Response(self._numbers.text(await self._jobs.counts()), media_type=CONTENT_TYPE_LATEST)
+
+    async def models(self, request: Request) -> ServedModels:
+        """Every model that the caller may ask, with its labels, its grid and the digest of its weights."""
+        caller: Caller = request.state.caller
+        return ServedModels(models=[model for model in self._examiner.models.values() if caller.may_use(model.name)])
+
+    async def answer(self, request: Request, route: str, handle: Handler) -> Response:
+        """A route's reply, or one line of JSON whatever happens; counted, and written down where it is of `/v1`."""
+        start = time.perf_counter()
+        request.state.said = {}
+        try:
+            if route not in _OPEN:
+                request.state.caller = await self._door.admit(request)
+            reply = await handle(request)
+        except RequestValidationError as error:
+            reply = explain(HttpError(400, "bad_request", _where(error)))
+        except Exception as error:  # whatever it is, the client gets one line of JSON
+            reply = explain(error)
+        seconds, said = time.perf_counter() - start, request.state.said
+        self._numbers.count(f"{request.method} {route}", reply.status_code, seconds, said.get("bytes", 0))
+        if route.startswith("/v1/"):
+            caller = getattr(request.state, "caller", None)
+            told = {"caller": caller and caller.name, "method": request.method, "path": request.url.path}
+            self._audit.write({**told, "status": reply.status_code, "seconds": round(seconds, 3), **said})
+        return reply
 
     def _examining(self, operation: Operation) -> Callable[..., Awaitable[Response]]:
         async def examine(
@@ -95,8 +146,7 @@ class Gateway:
             kind = choose_kind(request.headers.get("accept"))
             said = {"operation": operation, "model": model, "explain": explain, "destination": destination}
             async with self._bodies.receive(request) as body:
-                accepted = self._accepted(said, body)
-                await asyncio.to_thread(self._examiner.check, accepted)
+                accepted = await self._accepted(request, said, body)
                 result = await self._examiner.examine(accepted, body.file)
                 encoded = await asyncio.to_thread(encode, result, kind)
             return Response(encoded.body, media_type=encoded.media_type, headers=dict(encoded.headers))
@@ -119,9 +169,10 @@ class Gateway:
         """Queue a study that is sent, or one by reference. Once this answers, the job outlives every process."""
         said = {"operation": operation, "model": model, "explain": explain, "destination": destination}
         async with self._bodies.receive(request) as body:
-            accepted = self._accepted(said, body)
-            await asyncio.to_thread(self._examiner.check, accepted)
-            return await self._jobs.accept(_owner(request), accepted, body, idempotency_key)
+            accepted = await self._accepted(request, said, body)
+            reply = await self._jobs.accept(_owner(request), accepted, body, idempotency_key)
+            request.state.said["job"] = reply.headers["Location"].rpartition("/")[2]
+            return reply
 
     async def show(self, request: Request, job_id: JobId) -> Response:
         """How far a job is."""
@@ -143,8 +194,9 @@ class Gateway:
         """The scan that was looked at, as `.nii.gz`."""
         return await self._jobs.image(_owner(request), job_id)
 
-    def _accepted(self, said: Mapping[str, Any], body: Body) -> Accepted:
+    async def _accepted(self, request: Request, said: Mapping[str, Any], body: Body) -> Accepted:
         """The request, checked. Raises `HttpError`."""
+        request.state.said["bytes"] = body.size_bytes
         given = {name: value for name, value in said.items() if value is not None}
         if body.kind == "json":
             told = _told(body.file.read())
@@ -157,11 +209,22 @@ class Gateway:
             asked = ask.model_dump()
         else:
             asked = {**given, "input": Sent(sent=body.kind, size_bytes=body.size_bytes).model_dump()}
-        model = self._model(asked.get("model"), asked.get("operation"))
-        return _checked(Accepted, {**asked, "model": model})
+        model = self._model(request.state.caller, asked.get("model"), asked.get("operation"))
+        accepted: Accepted = _checked(Accepted, {**asked, "model": model})
+        request.state.said |= {
+            "operation": accepted.operation,
+            "model": model,
+            "destination": accepted.destination,
+            "input": self._pseudonyms.token("input", accepted.input.model_dump_json(), body.sha256),
+        }
+        await asyncio.to_thread(self._examiner.check, accepted)
+        return accepted
 
-    def _model(self, name: str | None, operation: str | None) -> str:
-        models = self._examiner.models
+    def _model(self, caller: Caller, name: str | None, operation: str | None) -> str:
+        """The model that is meant. One that the caller may not use is as good as none."""
+        models = {name: model for name, model in self._examiner.models.items() if caller.may_use(name)}
+        if not models:
+            raise HttpError(403, "not_allowed", "this token lacks the scope infer, or infer:MODEL")
         if name is None:
             fitting = [each.name for each in models.values() if operation in (None, each.operation)]
             if not fitting:
@@ -174,8 +237,21 @@ class Gateway:
         return name
 
 
-def _owner(_: Request) -> str:
-    return "anybody"
+def _owner(request: Request) -> str:
+    return str(request.state.caller.name)
+
+
+def _replica() -> str:
+    try:
+        return str(get_replica_context().replica_id.unique_id)
+    except RayServeException:  # not in Ray Serve: an application on its own
+        return "alone"
+
+
+def _audit_file(config: AuditConfig) -> Path | None:
+    if config.file == "-":
+        return None
+    return Path(config.file).expanduser() if config.file else settings.state_folder() / "audit.jsonl"
 
 
 def _told(data: bytes) -> dict[str, Any]:
@@ -201,25 +277,16 @@ async def _no_such_route(_: Request, error: Exception) -> Response:
     return explain(HttpError(error.status_code, code, f"{error.detail}; what there is: /openapi.json", error.headers))
 
 
-async def _bad_parameter(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError), "the handler of nothing else"
-    return explain(HttpError(400, "bad_request", _where(error)))
-
-
 class _Route(APIRoute):
-    """A route that answers whatever happens with one line of JSON."""
+    """A route whose requests all go through `Gateway.answer`."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handler:
         """What FastAPI calls for a request."""
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except (HTTPException, RequestValidationError):
-                raise  # the application's own handlers know them
-            except Exception as error:  # whatever it is, the client gets one line of JSON
-                return explain(error)
+            gateway: Gateway = request.app.state.gateway
+            return await gateway.answer(request, self.path, handle)
 
         return answer
 

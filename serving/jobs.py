@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +43,7 @@ class Jobs:
         digest = hashlib.sha256(f"{accepted.model_dump_json()} {body.sha256}".encode()).hexdigest()
         key = idempotency_key and hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()
         new = NewJob(
-            id=secrets.token_urlsafe(16),
+            id=secrets.token_hex(16),
             owner=owner,
             ask=accepted.model_dump_json(),
             idempotency=key,
@@ -56,6 +55,10 @@ class Jobs:
         self._runner.wake.remote()
         headers = {"Location": f"/v1/jobs/{job.id}", **_retry(job)}
         return JSONResponse(told(job).model_dump(mode="json"), status_code=202, headers=headers)
+
+    async def counts(self) -> Mapping[str, int]:
+        """How many jobs are in each state. Raises `Transient` where the queue does not answer."""
+        return await asyncio.to_thread(self._queue.counts)
 
     async def show(self, owner: str, job_id: str) -> Response:
         """How far a job is."""
@@ -173,8 +176,3 @@ def _time(seconds: float) -> datetime:
 
 def _retry(job: Job) -> dict[str, str]:
     return {} if job.state in FINAL else {"Retry-After": "1"}
-
-
-def no_body() -> Body:
-    """What stands for the body where the whole request is in the path."""
-    return Body(file=io.BytesIO(), kind="json", size_bytes=0, sha256="")

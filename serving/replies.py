@@ -96,6 +96,8 @@ def encode(result: Result, kind: Kind) -> Encoded:
     if isinstance(result.finding, Segmentation):
         labels = enumerate(result.finding.packed, start=1)
         headers["TomoRay-Labels"] = ", ".join(f"{number}={label}" for number, label in labels)
+    if result.stored:
+        headers["TomoRay-Stored"] = result.stored.reference
     if file_name:
         headers["Content-Disposition"] = f'attachment; filename="{file_name}"'
     return Encoded(body=body, media_type=kind.media_type, file_name=file_name, headers=headers)
@@ -121,6 +123,7 @@ def _numbers(result: Result) -> BaseModel:
         ),
         "seconds": {step: round(seconds, 3) for step, seconds in result.seconds.items()},
         "notes": list(result.notes),
+        "stored": result.stored,
     }
     if isinstance(finding, Classification):
         return ClassifyReply(**common, probabilities=dict(finding.probabilities), calibrated=model.calibrated)

@@ -28,7 +28,7 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
 from serving.messages import ArchivedScan, Box, Classification, Detections, Finding, Segmentation
-from serving.schemas import ServedModel
+from serving.schemas import ServedModel, StoredResult
 from tomoray.archive import Archive
 from tomoray.dicom.datasets import quiet_pydicom
 from tomoray.dicom.seg import archived_headers
@@ -52,6 +52,7 @@ class Result:
         made: when; None: DICOM made of it is dated as the scan is.
         seconds: by step.
         notes: what was decided when the scan was read, in plain words.
+        stored: where the server put it too.
     """
 
     model: ServedModel
@@ -63,6 +64,7 @@ class Result:
     made: datetime | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    stored: StoredResult | None = None
 
     def headers(self) -> Sequence[Dataset]:
         """DICOM headers in plane order, for results that refer to them. Raises `ValueError` where there are none."""
@@ -99,6 +101,7 @@ def write_result(result: Result, file: IO[bytes]) -> None:
             "made": result.made and result.made.isoformat(),
             "seconds": dict(result.seconds),
             "notes": list(result.notes),
+            "stored": result.stored and result.stored.model_dump(),
         }
         if isinstance(finding, Segmentation):
             meta["labels"] = list(finding.packed)
@@ -125,6 +128,7 @@ def read_result(file: IO[bytes]) -> Result:
         made=datetime.fromisoformat(meta["made"]) if meta["made"] else None,
         seconds=meta["seconds"],
         notes=meta["notes"],
+        stored=StoredResult.model_validate(meta["stored"]) if meta["stored"] else None,
     )
 
 

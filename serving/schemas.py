@@ -84,18 +84,32 @@ class ServedModelName(BaseModel):
     version: str
 
 
+class StoredResult(BaseModel):
+    """Where the server itself put a result.
+
+    Attributes:
+        destination: its name.
+        reference: what it is called there.
+    """
+
+    destination: str
+    reference: str
+
+
 class _Reply(BaseModel):
     """What every answer says.
 
     Attributes:
         seconds: by step.
         notes: what was decided when the study was read, in plain words.
+        stored: where the server put the result too; null: nowhere.
     """
 
     model: ServedModelName
     geometry: ScanGeometry
     seconds: dict[str, float]
     notes: list[str]
+    stored: StoredResult | None = None
 
 
 class SegmentReply(_Reply):
@@ -214,7 +228,7 @@ class JobReply(BaseModel):
 
 
 class Health(BaseModel):
-    """The gateway answers."""
+    """The gateway answers, or is ready."""
 
     status: str = "ok"
 

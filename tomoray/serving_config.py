@@ -213,7 +213,7 @@ class AuditConfig(Config):
     """What is written down of who asked for what.
 
     Attributes:
-        file: JSON lines, appended; None: the log of the gateway.
+        file: JSON lines, appended; `-`: the log of the gateway; None: `audit.jsonl` in this user's state folder.
     """
 
     file: str | None = None
