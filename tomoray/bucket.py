@@ -146,7 +146,10 @@ def _client(
         region=access.region,
         virtual_hosted_style_request=False,
         skip_signature=access.keys is None and access.provider is None,
-        config={name: value for name, value in given.items() if value},  # type: ignore[arg-type]
+        config={  # type: ignore[arg-type]
+            **{name: value for name, value in given.items() if value},
+            "unsigned_payload": not (access.endpoint_url or "https://").startswith("http://"),  # TLS guards it already
+        },
         credential_provider=access.provider,
         client_options={
             "allow_http": True,

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tomoray import settings
+from tomoray.bucket import Bucket
 from tomoray.errors import Fatal, Transient, Usage
 from tomoray.storage import ObjectInfo, open_store
 
@@ -178,6 +179,14 @@ def test_serving_is_impatient_unless_told_otherwise(monkeypatch):
     assert settings.serving_environment() == {"TOMORAY_S3_PATIENCE": "10"}
     monkeypatch.setenv("TOMORAY_S3_PATIENCE", "33")
     assert settings.serving_environment() == {"TOMORAY_S3_PATIENCE": "33"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "unsigned"), [("http://127.0.0.1:9", False), ("https://s3.example.org", True), ("", True)]
+)
+def test_what_tls_guards_is_not_hashed_for_its_signature_too(monkeypatch, endpoint, unsigned):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert Bucket("ct").reader.config["unsigned_payload"] == str(unsigned).lower()
 
 
 def test_an_upload_that_another_writer_cut_off_can_be_tried_again(monkeypatch):
