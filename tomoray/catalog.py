@@ -9,7 +9,6 @@ where its rows change, so the same rows always leave the same bytes. One writer 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections import defaultdict
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tomoray import __version__
+from tomoray.catalog_file import read_rows, with_rows
 from tomoray.errors import Fatal, Refused
 from tomoray.ingest.series import Identity
 from tomoray.privacy.deidentify import AUDIT_FIELDS, Deidentified, audit_row
@@ -126,27 +125,18 @@ class Catalog:
             checked = _checked(row)
             buckets[checked["series_id"][0]][checked["series_id"]][checked["part"]] = checked
         for digit, new in sorted(buckets.items()):
-            old = self.bucket(digit)
-            replaced = pa.array(list(new), pa.string())
-            kept = old.filter(pc.invert(pc.is_in(old["series_id"], value_set=replaced)))
-            added = pa.Table.from_pylist([row for parts in new.values() for row in parts.values()], schema=SCHEMA)
-            merged = pa.concat_tables([kept, added]).sort_by([("series_id", "ascending"), ("part", "ascending")])
-            merged = merged.combine_chunks()
-            if not merged.equals(old):
-                self._store.write(f"{digit}.parquet", _parquet(merged))
+            key = f"{digit}.parquet"
+            try:
+                old = self._store.read(key)
+            except FileNotFoundError:
+                old = b""
+            merged = with_rows(old, new, SCHEMA)
+            if merged != old:
+                self._store.write(key, merged)
 
     def _read(self, key: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-        """A file's rows; columns that a later or earlier release has or lacks are dropped or null."""
-        with pq.ParquetFile(io.BytesIO(self._store.read(key))) as file:
-            stored = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
-        fields = [SCHEMA.field(name) for name in columns]
-        arrays = [
-            stored[field.name].cast(field.type)
-            if field.name in stored.column_names
-            else pa.nulls(len(stored), field.type)
-            for field in fields
-        ]
-        return pa.table(arrays, schema=pa.schema(fields))
+        """A file's rows."""
+        return read_rows(self._store.read(key), pa.schema([SCHEMA.field(name) for name in columns]))
 
 
 def stored_row(volume: Volume, config_sha256: str, header: Deidentified | None = None) -> Row:
@@ -299,12 +289,6 @@ def _checked(row: Mapping[str, Any]) -> Row:
     if not re.fullmatch(r"[0-9a-f]{8,64}", row["series_id"]):
         raise ValueError("a series_id is no keyed pseudonym; wanted 8 to 64 hexadecimal digits")
     return _row(**row)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def _held_out(share: float, patients: int) -> int:

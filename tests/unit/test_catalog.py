@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from pydicom import Dataset
 
@@ -87,6 +88,26 @@ def test_the_order_of_upserts_does_not_show_in_the_bytes(tmp_path):
         for part in parts:
             Catalog(open_store(f"{tmp_path}/{name}")).upsert(part)
     assert (tmp_path / "a/catalog/0.parquet").read_bytes() == (tmp_path / "b/catalog/0.parquet").read_bytes()
+
+
+def test_neither_order_nor_groups_of_rows_show_in_the_bytes(tmp_path):
+    rng, ids = np.random.default_rng(0), [f"a{number:07x}" for number in range(700)]
+    rows = [row for series_id in ids for row in parts(series_id, 2)]
+    Catalog(open_store(str(tmp_path / "once"))).upsert(rows)
+    catalog = Catalog(open_store(str(tmp_path / "often")))
+    for some in np.array_split(rng.permutation(ids), 4):
+        catalog.upsert([row for series_id in some for row in parts(series_id, 3)])  # other rows at first
+    for some in np.array_split(rng.permutation(ids), 3):
+        catalog.upsert([row for series_id in some for row in parts(series_id, 2)])
+    assert (tmp_path / "often/catalog/a.parquet").read_bytes() == (tmp_path / "once/catalog/a.parquet").read_bytes()
+    assert [(row["series_id"], row["part"]) for row in catalog.rows()] == [(i, part) for i in ids for part in "01"]
+
+
+def parts(series_id, n):
+    identity = Identity(series_id=series_id, patient_id="b" * 20, digest=series_id)
+    refusal = Refused(Reason.TOO_FEW_SLICES, "2 slices")
+    about = {"source_uri": "/ct", "n_instances": n, "config_sha256": ""}
+    return [refused_row(identity, refusal, part=str(part), **about) for part in range(n)]
 
 
 def test_a_new_row_rewrites_its_own_file_only(tmp_path, catalog):
