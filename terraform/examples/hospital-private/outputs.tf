@@ -1,0 +1,4 @@
+output "tomoray" {
+  description = "For `tomoray cluster import-terraform`."
+  value       = module.tomoray
+}

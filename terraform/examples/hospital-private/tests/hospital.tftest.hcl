@@ -1,0 +1,23 @@
+mock_provider "aws" {
+  source = "../../tests/mocks"
+}
+
+mock_provider "helm" {}
+
+variables {
+  admin_role_arns        = ["arn:aws:iam::123456789012:role/admin"]
+  hospital_cidrs         = ["10.200.0.0/16"]
+  replica_region         = "us-west-2"
+  break_glass_principals = ["arn:aws:iam::123456789012:user/oncall"]
+  chart_registry         = "oci://123456789012.dkr.ecr.us-east-1.amazonaws.com/charts"
+  image                  = "123456789012.dkr.ecr.us-east-1.amazonaws.com/tomoray@sha256:0000000000000000000000000000000000000000000000000000000000000000"
+}
+
+run "is_whole_without_the_internet" {
+  command = apply
+
+  assert {
+    condition     = module.tomoray.break_glass_role_arn != null && module.tomoray.groups["gpu-serving"].max == 8
+    error_message = "Break glass, and GPUs to serve from."
+  }
+}
