@@ -8,6 +8,7 @@ locals {
 }
 
 resource "aws_s3_bucket_lifecycle_configuration" "this" {
+  # checkov:skip=CKV_AWS_300: the rule unfinished-uploads does it; checkov does not read it beside dynamic rules
   for_each = local.lifecycle
 
   bucket = aws_s3_bucket.this[each.key].id

@@ -10,7 +10,7 @@ variables {
 }
 
 run "costs_little_and_can_be_removed" {
-  command = apply
+  command = plan
 
   assert {
     condition     = keys(module.tomoray.groups) == ["cpu-spot", "system"]
