@@ -76,7 +76,9 @@ def providers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of provider plugins for `filesystem_mirror`, with the schemas of what terraform/ uses."""
     if not shutil.which("terraform"):
         pytest.skip("no terraform; install it: https://developer.hashicorp.com/terraform/install")
-    packages = {name: next(TOOLS.glob(f"lib/python*/site-packages/{folder}"), None) for name, folder in PACKAGES.items()}
+    packages = {
+        name: next(TOOLS.glob(f"lib/python*/site-packages/{folder}"), None) for name, folder in PACKAGES.items()
+    }
     if None in packages.values():
         pytest.skip("no provider schemas; install them: make tools")
     types = sorted(_types_in_use())

@@ -181,5 +181,6 @@ def _of(container: str, kind: Any) -> Any:
 def _as_object(block: Block) -> Any:
     fields = {name: attribute.get("type", "dynamic") for name, attribute in block["attributes"].items()}
     for name, nested in block["block_types"].items():
-        fields[name] = _of("" if nested["nesting_mode"] == "single" else nested["nesting_mode"], _as_object(nested["block"]))
+        container = "" if nested["nesting_mode"] == "single" else nested["nesting_mode"]
+        fields[name] = _of(container, _as_object(nested["block"]))
     return ["object", fields]

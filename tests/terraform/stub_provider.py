@@ -76,7 +76,8 @@ class Stub(rpc.ProviderServicer):
     def ReadDataSource(self, request, context):
         state = _unpack(request.config)
         answers = DATA.get(request.type_name, {})
-        return pb.ReadDataSource.Response(state=_pack({name: answers.get(name, value) for name, value in state.items()}))
+        answered = {name: answers.get(name, value) for name, value in state.items()}
+        return pb.ReadDataSource.Response(state=_pack(answered))
 
     def PlanResourceChange(self, request, context):
         planned = _unpack(request.proposed_new_state)

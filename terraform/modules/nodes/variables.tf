@@ -30,10 +30,9 @@ variable "autoscaler" {
 }
 
 variable "groups" {
-  description = <<-E
-    Node groups by name. `capacity`: on_demand or spot. `gpu`: with NVIDIA GPUs, kept free of other pods by a taint.
-    `local_disk`: the machine's own NVMe disks as the node's scratch space, for the block cache.
-  E
+  # capacity: on_demand or spot. gpu: with NVIDIA GPUs, kept free of other pods by a taint. local_disk: the machine's
+  # own NVMe disks as the node's scratch space, for the block cache.
+  description = "Node groups by name: capacity (on_demand or spot), machine types, sizes, and whether they have GPUs."
 
   type = map(object({
     capacity       = string
