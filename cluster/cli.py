@@ -23,6 +23,7 @@ from cluster import (
     archive_commands,
     catalog_commands,
     catalog_views,
+    endpoint_commands,
     job_commands,
     run_commands,
     serving_commands,
@@ -333,6 +334,7 @@ app.add_typer(catalog_commands.app)
 app.add_typer(run_commands.app)
 app.add_typer(job_commands.app)
 app.add_typer(serving_commands.app)
+app.add_typer(endpoint_commands.app)
 app.add_typer(target_commands.app)
 
 

@@ -32,7 +32,9 @@ COMPONENTS: dict[str, Component] = {  # jobs that run on a cluster, each with wh
     "export": "train",
 }
 _SCHEMA_LINE = re.compile(r"^# yaml-language-server: \$schema=\S*?([a-z-]+)\.json", re.MULTILINE)
-_URL_FIELDS = {"archive", "out", "run", "ensemble", "sources", "predictions", "to", "start_from"}
+_URL_FIELDS = {
+    "archive", "archives", "ensemble", "out", "predictions", "run", "source", "sources", "start_from", "to",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +134,7 @@ def prepare(
         raise Usage(f"no job {job!r} that runs on a cluster; those are: {', '.join(COMPONENTS)}")
     shape = _fit(job, values, target, shape)
     config: Config = make_config(CONFIGS[job], values, source)
-    _check_paths(config, target)
+    check_paths(config, target)
     return Submission(job=job, config=config, shape=shape, name=_name(job, config, target, shape))
 
 
@@ -200,7 +202,8 @@ def _fit(job: str, values: dict[str, Any], target: KubernetesTarget | RayTarget,
     return shape
 
 
-def _check_paths(config: Config, target: KubernetesTarget | RayTarget) -> None:
+def check_paths(config: Config, target: KubernetesTarget | RayTarget) -> None:
+    """Raises `Usage` where a config names a path that the target's machines do not see."""
     for field, path in _paths(config.model_dump(mode="json")):
         if "://" in path:
             continue

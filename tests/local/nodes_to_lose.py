@@ -1,0 +1,38 @@
+"""A Ray cluster of several nodes with a dashboard, whose workers are lost and replaced when stdin says so.
+
+    python tests/local/nodes_to_lose.py
+
+Prints the address of its dashboard, then reads commands: `lose` kills a worker with all that runs on it, `add` starts
+another. It ends when stdin closes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+
+from ray.cluster_utils import Cluster
+
+
+def main() -> None:
+    """Obey until there is nothing more to read."""
+    folder = tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")
+    head = {"num_cpus": 1, "temp_dir": folder, "include_dashboard": True, "dashboard_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        print(f"http://{cluster.head_node.webui_url}", flush=True)
+        for command in sys.stdin:
+            if command.strip() == "lose":
+                cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            else:
+                nodes.append(cluster.add_node(num_cpus=2))
+            print(len(nodes), flush=True)
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
