@@ -23,6 +23,7 @@ from cluster import (
     archive_commands,
     catalog_commands,
     catalog_views,
+    cost_commands,
     endpoint_commands,
     job_commands,
     run_commands,
@@ -335,6 +336,7 @@ app.add_typer(run_commands.app)
 app.add_typer(job_commands.app)
 app.add_typer(serving_commands.app)
 app.add_typer(endpoint_commands.app)
+app.add_typer(cost_commands.app)
 app.add_typer(target_commands.app)
 
 

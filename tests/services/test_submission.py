@@ -380,3 +380,24 @@ def test_the_command_line_from_submission_to_the_end(
     assert (said["state"], said["message"], said["retries"]) == ("failed", "it broke", 3)
     assert cli.main(["cancel", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cancelled"] is False
+
+
+def test_cost_of_a_job_that_is_gone_follows_from_its_own_times(
+    api: Any, jobs: KubeJobs, submission: Submission, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.submit(submission)
+    pod = run_submitter(api, submission.name)
+    api.say(pod, json.dumps({"steps": 100, "first_step": 0, "scans": {"train": 25}}))
+    api.set_status("pods", pod, {"phase": "Succeeded"})
+    times = {"startTime": "2026-01-01T00:00:00Z", "endTime": "2026-01-01T02:00:00Z"}
+    done = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "rayClusterName": "gone"}
+    api.set_status("rayjobs", submission.name, times | done)
+    assert cli.main(["cost", submission.name, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["estimated"] is True
+    workers = submission.shape.workers[0]
+    assert said["node_seconds"] == {"on_demand": 7200.0 * (1 + workers), "spot": 0}
+    assert said["dollars"] == pytest.approx(2 * (0.4032 / 4 + workers * 0.8064 / 8), abs=1e-4)
+    assert said["dollars_per"]["epochs"] > 0
+    assert cli.main(["cost", "show", "nothing"]) == 1
+    assert "neither a job nor an endpoint is called nothing" in capsys.readouterr().err
