@@ -21,16 +21,31 @@ FROM base AS torch-cuda
 RUN --mount=type=bind,source=requirements.lock,target=/requirements.lock \
     pip install --constraint /requirements.lock torch
 
+# The page that serving answers at /.
+FROM node:24.11.1-trixie-slim AS page
+WORKDIR /viewer
+COPY serving/viewer ./
+RUN npm ci --no-audit --no-fund && npm run build
+
+FROM base AS wheel
+COPY . /tomoray
+COPY --from=page /viewer/dist /tomoray/serving/viewer/dist
+RUN pip wheel --no-deps --wheel-dir /wheels /tomoray
+
 FROM torch-cpu AS cpu
-RUN --mount=type=bind,target=/tomoray \
-    pip install --constraint /tomoray/requirements.lock '/tomoray[export,idc,kubernetes,queues,serving,tracking]'
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=requirements.lock,target=/requirements.lock \
+    pip install --constraint /requirements.lock \
+        "$(echo /wheels/tomoray-*.whl)[export,idc,kubernetes,queues,serving,tracking]"
 USER 1000
 WORKDIR /home/tomoray
 CMD ["tomoray", "--help"]
 
 FROM torch-cuda AS cuda
-RUN --mount=type=bind,target=/tomoray \
-    pip install --constraint /tomoray/requirements.lock '/tomoray[export,idc,kubernetes,queues,serving,tracking]'
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,source=requirements.lock,target=/requirements.lock \
+    pip install --constraint /requirements.lock \
+        "$(echo /wheels/tomoray-*.whl)[export,idc,kubernetes,queues,serving,tracking]"
 # What NVIDIA's runtime lets a container see of the driver.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000

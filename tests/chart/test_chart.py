@@ -69,6 +69,12 @@ def test_nothing_is_rendered_twice_and_all_of_it_says_whose_it_is(values: str, r
         ("--set=servng.enabled=true", "additional properties 'servng' not allowed"),
         ("--set=serving.kind=Pod", "'/serving/kind': value must be one of 'RayService', 'Deployment'"),
         ("--set=serving.enabled=true", "'/serving/config': missing property 'run'"),
+        ("--set=serving.enabled=true,serving.config.run=x", "serving: without auth the server answers nobody"),
+        ("--set=serving.enabled=true,serving.config.run=x,serving.tokens.secretName=t", "pods need one queue"),
+        (
+            "--set=serving.enabled=true,serving.config.run=x,serving.tokens.secretName=t,redis.enabled=true",
+            "serving.config.queue.store is wanted",
+        ),
         ("--set=preprocess.enabled=true", "'/preprocess/config': missing properties 'sources', 'archive'"),
         ("--set=preprocess.schedule=nightly", "'/preprocess/schedule': 'nightly' does not match pattern"),
         ("--set=image.digest=sha256:abc", "'/image/digest'"),
@@ -189,7 +195,7 @@ def test_notes_say_what_to_do_next(tool: Callable[..., Any]) -> None:
     assert "create secret" not in notes("--values", CHART / "values-airgapped.yaml")
     commands = typer.main.get_command(cli.app)
     shown = re.findall(r"^    tomoray (.*)$", eks, flags=re.MULTILINE)
-    assert [line.split()[0] for line in shown] == ["cluster", "cluster", "submit"]
+    assert [line.split()[0] for line in shown] == ["token", "cluster", "cluster", "submit"]
     for line in shown:
         parse(commands, shlex.split(line))
 

@@ -153,7 +153,27 @@ def test_pods_that_heads_and_redis_talk_to_are_those_of_the_policies(render: Ren
     components = {template["metadata"]["labels"]["app.kubernetes.io/component"] for _, template in pods(manifests)}
     policies = {each["metadata"]["name"] for each in of_kind(manifests, "NetworkPolicy")}
     assert components == {"interactive", "preprocess", "serving", "redis"}
-    assert {f"ct-ray-{each}" for each in components - {"redis"}} | {"ct-redis", "ct-redis-clients"} <= policies
+    assert {f"ct-ray-{each}" for each in components - {"redis"}} | {
+        "ct-redis",
+        "ct-redis-from-heads",
+        "ct-redis-from-serving",
+    } <= policies
+
+
+def test_the_endpoint_is_told_of_its_tokens_and_its_queue_unless_the_values_say_otherwise(render: Render) -> None:
+    def config(values: str, *flags: str) -> Manifest:
+        (service,) = of_kind(render(values, *flags), "RayService")
+        return dict(yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"])
+
+    given = config("everything.yaml")
+    assert given["auth"] == {"tokens": "/etc/tomoray/tokens/tokens.json"}
+    assert given["queue"] == {"url": "redis://ct-redis:6379/1", "store": "s3://research/queue"}
+    for _, template in pods(of_kind(render("everything.yaml"), "RayService")):
+        container = template["spec"]["containers"][0]
+        assert {"TOMORAY_REDIS_PASSWORD"} <= {each["name"] for each in container["env"]}
+        assert "/etc/tomoray/tokens" in {each["mountPath"] for each in container["volumeMounts"]}
+    other = config("everything.yaml", "--set", "serving.config.queue.url=redis://elsewhere:6379/0")
+    assert other["queue"]["url"] == "redis://elsewhere:6379/0"
 
 
 def allowed(rules: list[Manifest], verb: str, group: str, resource: str) -> bool:
@@ -184,7 +204,7 @@ def test_budgets_are_whole_numbers_and_heads_need_one_only_without_fault_toleran
 
 
 def test_a_budget_that_lets_no_node_go_is_refused(tool: Callable[..., Any]) -> None:
-    flags = ("--set", "serving.enabled=true,serving.config.run=x", "--set", "serving.workers.cpu.minReplicas=1")
+    flags = ("--values", "helm/tomoray/values-eks-gpu.yaml", "--set", "podDisruptionBudgets.servingMinAvailable=1")
     done = tool("helm", "template", "x", "helm/tomoray", *flags)
     assert "servingMinAvailable is 1 and serving has no more than 1 pods" in done.stderr
 

@@ -13,8 +13,10 @@ from typing import Any
 import promql_parser
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.telemetry import Telemetry
+from serving.watch import Numbers
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = sorted((ROOT / "helm" / "tomoray" / "dashboards").glob("*.json"))
@@ -30,7 +32,12 @@ Render = Callable[..., list[dict[str, Any]]]
 @cache
 def existing() -> frozenset[str]:
     """Names that Prometheus finds: TomoRay's own, those of Ray's own dashboards, and Serve's as its code makes them."""
-    own = re.findall(r"^# TYPE (\w+)", generate_latest(Telemetry(None)._registry).decode(), flags=re.MULTILINE)
+    telemetry, numbers = Telemetry(None), Numbers("replica")
+    telemetry.count("stored")
+    telemetry.add_bytes(1, 1)
+    numbers.count("segment", 200, 1.0, 1)
+    counted = generate_latest(telemetry._registry) + numbers.text({})
+    own = [sample.name for family in text_string_to_metric_families(counted.decode()) for sample in family.samples]
     panels = "".join(path.read_text(encoding="utf-8") for path in RAY.glob("dashboard/modules/metrics/dashboards/*.py"))
     serve = "".join(path.read_text(encoding="utf-8") for path in RAY.glob("serve/_private/**/*.py"))
     gauges = {f"ray_{name}" for name in re.findall(r'Gauge\(\s*"(serve_\w+)"', serve)}
@@ -110,5 +117,5 @@ def test_everything_that_is_scraped_has_a_port_of_that_name(render: Render) -> N
     specs = [each["spec"] for each in manifests if each["kind"] in {"PodMonitor", "ServiceMonitor"}]
     scraped = {end["port"] for spec in specs for end in spec.get("podMetricsEndpoints") or spec["endpoints"]}
     text = json.dumps(manifests)
-    assert scraped == {"metrics", "driver", "as-metrics", "dash-metrics"}
+    assert scraped == {"metrics", "driver", "serve", "as-metrics", "dash-metrics"}
     assert all(f'"name": "{port}", "containerPort"' in text for port in scraped)

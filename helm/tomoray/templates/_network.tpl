@@ -5,7 +5,11 @@
       kubernetes.io/metadata.name: {{ . }}
 {{- end }}
 
-{{/* Heads keep their state in Redis; the operator's job that clears it has their labels but for one. */}}
+{{/* Selectors of those who talk to Redis: heads, the operator's job that clears up after them, and the endpoint. */}}
 {{- define "tomoray.redisClients" -}}
-[{key: app.kubernetes.io/part-of, operator: In, values: [tomoray]}, {key: ray.io/node-type, operator: In, values: [head, redis-cleanup]}]
+- matchExpressions:
+    - {key: app.kubernetes.io/part-of, operator: In, values: [tomoray]}
+    - {key: ray.io/node-type, operator: In, values: [head, redis-cleanup]}
+- matchLabels:
+    {{- include "tomoray.podLabels" (list . "serving") | nindent 4 }}
 {{- end }}

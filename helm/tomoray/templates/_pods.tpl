@@ -29,25 +29,35 @@ imagePullSecrets:
 {{- end }}
 
 {{/*
-Where a container with a read-only root may write, and the key that makes pseudonyms: (list ROOT COMPONENT). Without
-the key preprocessing must not begin; others may have no use for it.
+Where a container with a read-only root may write, and the secrets of a component: (list ROOT COMPONENT). Without the
+key of the pseudonyms preprocessing must not begin; others may have no use for it.
 */}}
 {{- define "tomoray.volumes" -}}
-{{- with index . 0 -}}
+{{- $component := index . 1 -}}
+{{- with (index . 0).Values -}}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .Values.pods.tmpSize }}
+    sizeLimit: {{ .pods.tmpSize }}
 - name: home
   emptyDir:
-    sizeLimit: {{ .Values.pods.homeSize }}
+    sizeLimit: {{ .pods.homeSize }}
 - name: pseudonym-key
   secret:
-    secretName: {{ .Values.pseudonymKey.secretName }}
-    optional: {{ ne (index $ 1) "preprocess" }}
+    secretName: {{ .pseudonymKey.secretName }}
+    optional: {{ ne $component "preprocess" }}
     defaultMode: 0440
     items:
-      - key: {{ .Values.pseudonymKey.key }}
+      - key: {{ .pseudonymKey.key }}
         path: pseudonym.key
+{{- if and (eq $component "serving") .serving.tokens.secretName }}
+- name: tokens
+  secret:
+    secretName: {{ .serving.tokens.secretName }}
+    defaultMode: 0440
+    items:
+      - key: {{ .serving.tokens.key }}
+        path: tokens.json
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -59,6 +69,11 @@ the key preprocessing must not begin; others may have no use for it.
 - name: pseudonym-key
   mountPath: /etc/tomoray/key
   readOnly: true
+{{- if and (eq (index . 1) "serving") (index . 0).Values.serving.tokens.secretName }}
+- name: tokens
+  mountPath: /etc/tomoray/tokens
+  readOnly: true
+{{- end }}
 {{- end }}
 
 {{/* A disk of a worker, for blocks of archives that were read once. */}}
@@ -81,14 +96,25 @@ the key preprocessing must not begin; others may have no use for it.
   {{- end }}
 {{- end }}
 
+{{/* Variables of a component: (list ROOT COMPONENT). */}}
 {{- define "tomoray.env" -}}
+{{- $component := index . 1 -}}
+{{- with (index . 0).Values -}}
 - name: TOMORAY_KEY_FILE
   value: /etc/tomoray/key/pseudonym.key
 - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-  value: {{ .Values.ray.drainSeconds | quote }}
+  value: {{ .ray.drainSeconds | quote }}
 - name: RAY_USAGE_STATS_ENABLED
-  value: {{ .Values.ray.usageStats | ternary "1" "0" | quote }}
-{{- with .Values.pods.env }}
+  value: {{ .ray.usageStats | ternary "1" "0" | quote }}
+{{- if and (eq $component "serving") .redis.enabled }}
+- name: TOMORAY_REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ .redis.passwordSecret.name }}
+      key: {{ .redis.passwordSecret.key }}
+{{- end }}
+{{- with .pods.env }}
 {{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- end }}

@@ -78,8 +78,8 @@ gcsFaultToleranceOptions:
   redisPassword:
     valueFrom:
       secretKeyRef:
-        name: {{ .passwordSecret.name }}
-        key: {{ .passwordSecret.key }}
+        name: {{ $root.Values.redis.passwordSecret.name }}
+        key: {{ $root.Values.redis.passwordSecret.key }}
 {{- else if eq .backend "rocksdb" }}
 gcsFaultToleranceOptions:
   backend: rocksdb
@@ -125,7 +125,7 @@ spec:
       image: {{ include "tomoray.image" $root }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       env:
-        {{- include "tomoray.env" $root | nindent 8 }}
+        {{- include "tomoray.env" (list $root .component) | nindent 8 }}
         {{- if not $root.Values.ray.auth.enabled }}
         - name: RAY_AUTH_MODE
           value: disabled
@@ -157,7 +157,7 @@ spec:
       securityContext:
         {{- include "tomoray.containerSecurityContext" $root | nindent 8 }}
       volumeMounts:
-        {{- include "tomoray.volumeMounts" $root | nindent 8 }}
+        {{- include "tomoray.volumeMounts" (list $root .component) | nindent 8 }}
         {{- if not .head }}
         - name: cache
           mountPath: /cache
