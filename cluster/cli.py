@@ -45,7 +45,6 @@ from tomoray.config import (
     recipe_names,
 )
 from tomoray.errors import Usage
-from tomoray.training.config import TrainConfig
 
 app = typer.Typer(
     name="tomoray",
@@ -189,6 +188,8 @@ def train(
     tomoray train my.yaml --archive s3://research/archive --out s3://research/runs/1 --workers 4
     """
     flags = {"archive": archive, "out": out, "workers": workers, "steps": steps, "batch_size": batch_size}
+    from tomoray.training.config import TrainConfig  # a tenth of the time that help takes
+
     made = _config(TrainConfig, config, **flags, seed=seed)
     if made.archive is None or made.out is None:
         missing = "--archive ARCHIVE" if made.archive is None else "--out RUN"

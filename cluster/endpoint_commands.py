@@ -13,7 +13,6 @@ from cluster import endpoint_views, job_views, views
 from cluster.answers import DONE, FAILED, Answer
 from cluster.flags import Debug, Json, On, make_config_from_flags, remote_target
 from tomoray.errors import Usage
-from tomoray.serving_config import ServeConfig
 
 if TYPE_CHECKING:
     from cluster.deployment import Endpoints
@@ -67,7 +66,7 @@ def deploy(
         step_percent=step,
         every_s=interval,
     )
-    served = make_config_from_flags(ServeConfig, config)
+    served = make_config_from_flags(deployment.ServeConfig, config)
     deployment.check(served, shape, target)
     wanted = deployment.Deployment(name=name or Path(config).stem, config=served, shape=shape)
     if dry_run:

@@ -13,7 +13,6 @@ import typer
 from cluster import views
 from cluster.answers import Answer, show
 from cluster.flags import Debug, Json, make_config_from_flags
-from tomoray.serving_config import ServeConfig
 from tomoray.tokens import add_token, revoke_token
 
 app = typer.Typer()
@@ -41,6 +40,8 @@ def serve(
     auth = {"tokens": tokens} if tokens else None
     flags = {"host": host, "port": port, "archives": archive, "replicas": replicas, "auth": auth}
     source = run if run.endswith((".yaml", ".yml")) else None
+    from tomoray.serving_config import ServeConfig  # a twentieth of the time that help takes
+
     config = make_config_from_flags(ServeConfig, source, **flags, run=None if source else run)
     endpoint = importlib.import_module("cluster.endpoint")
     stdout = sys.stdout

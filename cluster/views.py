@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tomoray import progress
-from tomoray.training.config import TrainConfig
-from tomoray.training.search import Standing
-from tomoray.training.terminal import trials_table
+
+if TYPE_CHECKING:
+    from tomoray.training.config import TrainConfig
 
 Result = Mapping[str, Any]
 
@@ -75,6 +75,9 @@ def cross_validate(result: Result) -> RenderableType:
 
 def tune(result: Result) -> RenderableType:
     """Trials, best first, and what to do with the best one."""
+    from tomoray.training.search import Standing  # with the configs of trainings, which help can do without
+    from tomoray.training.terminal import trials_table
+
     standings = [Standing(**each) for each in result["trials"]]
     table = trials_table(standings, result["monitor"], result["steps"])
     failed = [f"{each.name}: {each.message}" for each in standings if each.message]

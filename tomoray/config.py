@@ -288,7 +288,7 @@ def read_mapping(source: str, model: type[Config]) -> dict[str, Any]:
     else:
         raise Usage(f"no config file or recipe {source!r}{_nearest(source, recipe_names())}")
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=yaml.CSafeLoader)  # ten times as fast, where sources are many
     except yaml.YAMLError as error:
         raise Usage(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
