@@ -21,6 +21,8 @@ from tomoray.config import (
     QcConfig,
     ReportConfig,
 )
+from tomoray.costs.simulation import SimulateConfig
+from tomoray.costs.workload import Workload
 from tomoray.errors import Usage
 from tomoray.serving_config import ServeConfig
 from tomoray.training.config import CrossValidateConfig, TrainConfig
@@ -42,6 +44,8 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "report": ReportConfig,
     "serve": ServeConfig,
     "targets": Targets,
+    "workload": Workload,
+    "simulate": SimulateConfig,
 }
 
 

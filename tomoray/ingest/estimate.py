@@ -32,6 +32,7 @@ class NodePrice(Config):
     memory_gb: float
     on_demand: float
     spot: float
+    gpus: int = 0
 
 
 class StoragePrices(Config):
@@ -42,18 +43,35 @@ class StoragePrices(Config):
     per_thousand_puts: float
 
 
+class ServicePrices(Config):
+    """What stands in a cloud beside machines and buckets; dollars an hour or a month, as the names say."""
+
+    eks_cluster_hour: float
+    nat_hour: float
+    public_address_hour: float
+    endpoint_zone_hour: float
+    key_month: float
+    alarm_month: float
+    disk_gb_month: float
+    fsx_gb_month: float
+
+
 class Prices(Config):
     """A price table and its date.
 
     Attributes:
+        source: where the prices of machines, storage and services are from.
         spot_is: what the prices of spot machines are, where they are not looked up; empty where they are.
+        services: wanted by `tomoray cost estimate` of a plan alone.
     """
 
     date: str
+    source: str = ""
     spot_is: str = ""
     region: str
     nodes: dict[str, NodePrice]
     storage: StoragePrices
+    services: ServicePrices | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
