@@ -51,6 +51,7 @@ class S3Server:
     endpoint: str
     access_key_id: str
     secret_access_key: str
+    folder: str  # of its configuration and logs
 
     def client(self) -> Any:
         """A boto3 client."""

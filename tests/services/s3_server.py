@@ -2,9 +2,9 @@
 
     python tests/services/s3_server.py DIR [PORT]
 
-Prints one line of JSON (kind, endpoint, access_key_id, secret_access_key) once it answers, and serves until its stdin
-closes or it is told to stop; so it ends with whoever started it. DIR must be empty or absent. Without Ceph's programs
-(Debian: ceph-mon ceph-osd ceph-mgr radosgw ceph-common) it is moto's server, which checks no credentials.
+Prints one line of JSON (kind, endpoint, access_key_id, secret_access_key, folder) once it answers, and serves until its
+stdin closes or it is told to stop; so it ends with whoever started it. DIR must be empty or absent. Without Ceph's
+programs (Debian: ceph-mon ceph-osd ceph-mgr radosgw ceph-common) it is moto's server, which checks no credentials.
 """
 
 from __future__ import annotations
@@ -75,7 +75,15 @@ memstore device bytes = 4294967296
 [client.rgw]
 rgw data = {folder}/rgw
 rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw crypt require ssl = false
+rgw crypt s3 kms backend = testing
+rgw crypt s3 kms encryption keys = "{keys}"
 """
+# Keys of the KMS that the gateway brings for tests, by name.
+KMS_KEYS = {
+    "a-key": "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA=",
+    "other-key": "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=",
+}
 
 
 def main() -> int:
@@ -97,6 +105,7 @@ def main() -> int:
             "endpoint": f"http://127.0.0.1:{port}",
             "access_key_id": ACCESS_KEY_ID,
             "secret_access_key": SECRET_ACCESS_KEY,
+            "folder": str(arguments.folder.resolve()),
         }
         print(json.dumps(said), flush=True)
         sys.stdin.read()
@@ -134,7 +143,9 @@ def start_gateway(folder: Path, port: int, daemons: list[subprocess.Popen[bytes]
     mon_port, mon_port_v1 = free_port(), free_port()
     fsid, osd_id = str(uuid.uuid4()), str(uuid.uuid4())
     conf = folder / "ceph.conf"
-    conf.write_text(CONFIG.format(folder=folder, fsid=fsid, port=port, mon_port=mon_port, mon_port_v1=mon_port_v1))
+    keys = " ".join(f"{name}={key}" for name, key in KMS_KEYS.items())
+    ports = {"port": port, "mon_port": mon_port, "mon_port_v1": mon_port_v1}
+    conf.write_text(CONFIG.format(folder=folder, fsid=fsid, keys=keys, **ports))
     environment = with_conf(folder)
 
     def run(*command: str) -> str:

@@ -26,6 +26,24 @@ TOOLS = ROOT / ".tools"
 HERE = Path(__file__).parent
 HOST = "registry.terraform.io"
 PACKAGES = {"aws": "cdktn_provider_aws", "helm": "cdktn_provider_helm"}
+EVERYTHING = {
+    "name": "ctlab",
+    "admin_role_arns": ["arn:aws:iam::123456789012:role/admin"],
+    "service_linked_roles": ["autoscaling.amazonaws.com", "spot.amazonaws.com"],
+    "autoscaler": "karpenter",
+    "nat": "per_zone",
+    "public_access_cidrs": ["203.0.113.7/32"],
+    "api_client_cidrs": ["10.200.0.0/16"],
+    "require_encryption_header": True,
+    "only_from_network": True,
+    "object_lock_days": 365,
+    "replica_region": "us-west-2",
+    "cache": "fsx",
+    "github": {"repository": "org/ct"},
+    "break_glass_principals": ["arn:aws:iam::123456789012:user/oncall"],
+    "alert_emails": ["oncall@example.org"],
+    "image": "registry.example/tomoray@sha256:" + "0" * 64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +52,7 @@ class Workspace:
 
     folder: Path
     env: dict[str, str]
+    tools: Path = TOOLS
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`terraform` with these arguments; fails with what it printed, or with `check=False` returns that too."""
@@ -118,20 +137,34 @@ def _install(mirror: Path, name: str, schema: dict[str, Any]) -> None:
 @pytest.fixture
 def workspace(providers: Path, tmp_path: Path) -> Callable[..., Workspace]:
     """`workspace("modules/storage")`: a copy of terraform/ of one's own, `terraform init` done in that folder."""
+    return _workspaces(providers, tmp_path)
 
-    def make(folder: str = ".", *, init: bool = True) -> Workspace:
-        copy = tmp_path / "terraform"
+
+@pytest.fixture(scope="session")
+def everything(providers: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The root with every switch on, planned (`plan.json`) and carried out by the stub; no cloud is reached."""
+    made = _workspaces(providers, tmp_path_factory.mktemp("everything"))()
+    (made.folder / "terraform.tfvars.json").write_text(json.dumps(EVERYTHING), encoding="utf-8")
+    made.run("plan", "-out=plan")
+    (made.folder / "plan.json").write_text(made.run("show", "-json", "plan").stdout, encoding="utf-8")
+    made.run("apply", "plan")
+    return made
+
+
+def _workspaces(providers: Path, folder: Path) -> Callable[..., Workspace]:
+    def make(root: str = ".", *, init: bool = True) -> Workspace:
+        copy = folder / "terraform"
         if not copy.exists():
             shutil.copytree(TERRAFORM, copy, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*"))
-            shutil.copytree(ROOT / "helm", tmp_path / "helm") if (ROOT / "helm").exists() else None
-        config = tmp_path / "terraformrc"
+            shutil.copytree(ROOT / "helm", folder / "helm")
+        config = folder / "terraformrc"
         config.write_text(
             f'provider_installation {{\n  filesystem_mirror {{\n    path = "{providers}"\n'
             f'    include = ["{HOST}/*/*"]\n  }}\n}}\n',
             encoding="utf-8",
         )
         env = {**os.environ, "TF_CLI_CONFIG_FILE": str(config), "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1"}
-        made = Workspace(folder=copy / folder, env=env)
+        made = Workspace(folder=copy / root, env=env)
         if init:
             made.run("init", "-backend=false", "-input=false")
         return made

@@ -1,7 +1,8 @@
 # Written with jsonencode, so that a plan shows every statement and a test can read it.
 #
-# A condition with Not holds where its key is missing from the request. Most writes name no encryption and get the
-# bucket's own; so the statements that refuse another encryption ask first whether one was named.
+# Two traps. A condition with Not holds where its key is missing from the request: most writes name no encryption and get
+# the bucket's own, so the statements that refuse another encryption ask first whether one was named ("?*"). And Ceph says
+# nothing of transport where it is plain HTTP, hence IfExists.
 
 locals {
   encrypted_as = { for kind in local.kinds : kind => contains(keys(module.key), kind) ? "aws:kms" : "AES256" }
@@ -16,7 +17,7 @@ locals {
         Principal = "*"
         Action    = "s3:*"
         Resource  = [local.arns[kind], "${local.arns[kind]}/*"]
-        Condition = { Bool = { "aws:SecureTransport" = "false" } }
+        Condition = { BoolIfExists = { "aws:SecureTransport" = "false" } }
       }
     },
     {
@@ -40,7 +41,7 @@ locals {
         Resource  = "${local.arns[kind]}/*"
         Condition = {
           StringNotEquals = { "s3:x-amz-server-side-encryption" = local.encrypted_as[kind] }
-          Null            = { "s3:x-amz-server-side-encryption" = "false" }
+          StringLike      = { "s3:x-amz-server-side-encryption" = "?*" }
         }
       }
     },
@@ -52,7 +53,7 @@ locals {
         Principal = "*"
         Action    = "s3:PutObject"
         Resource  = "${local.arns[kind]}/*"
-        Condition = { Null = { "s3:x-amz-server-side-encryption-customer-algorithm" = "false" } }
+        Condition = { StringLike = { "s3:x-amz-server-side-encryption-customer-algorithm" = "?*" } }
       }
     },
     {
@@ -65,7 +66,7 @@ locals {
         Resource  = "${local.arns[kind]}/*"
         Condition = {
           StringNotEquals = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = try(local.key_arns[kind], "") }
-          Null            = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = "false" }
+          StringLike      = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = "?*" }
         }
       }
     },

@@ -105,7 +105,7 @@ resource "aws_s3_bucket_policy" "replica" {
       Principal = "*"
       Action    = "s3:*"
       Resource  = [local.replica_arns[each.key], "${local.replica_arns[each.key]}/*"]
-      Condition = { Bool = { "aws:SecureTransport" = "false" } }
+      Condition = { BoolIfExists = { "aws:SecureTransport" = "false" } }
     }]
   })
 
