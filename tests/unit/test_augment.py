@@ -1,13 +1,15 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import grid_sample
 
 from tomoray.config import make_config
 from tomoray.errors import Usage
 from tomoray.patches import Batch
-from tomoray.training.augment import augment
+from tomoray.training.augment import _grid, _nearest, _rotation, augment
 from tomoray.training.config import TrainConfig
 from tomoray.training.sample_config import AugmentConfig
 
@@ -255,3 +257,13 @@ def test_preset_is_nnunets_and_single_fields_overrule_it():
 def test_wrong_augmentation_is_a_usage_error_that_names_it(fields, words):
     with pytest.raises(Usage, match=words):
         make_config(TrainConfig, {"labels": ["lungs"], "augment": fields})
+
+
+@pytest.mark.parametrize("shape", [(20, 31, 40), (8, 40, 40)])
+def test_classes_are_turned_as_grid_sample_turns_them(shape):
+    classes = (5 * torch.rand(shape, generator=torch.Generator().manual_seed(1))).to(torch.uint8)
+    origin = np.linalg.inv(_rotation((0.3, 0.4, -0.2))) / 0.8
+    grid = _grid(origin, shape, classes.device)
+    wanted = grid_sample(classes[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0]
+    differ = _nearest(classes, origin) != wanted.to(torch.uint8)
+    assert differ.float().mean() < 1e-3  # halves are rounded where sums differ in their last bit

