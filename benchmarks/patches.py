@@ -53,7 +53,7 @@ PATCH = (SIDE, SIDE, SIDE)
 LABEL = "lungs"
 FOREGROUND = 1 / 3
 WINDOW = (-1000.0, 400.0)
-ARCHIVES = {"archive": Layout(), "archive-lz4": Layout(codec="lz4")}
+ARCHIVES = {"archive": Layout(), "archive-lz4": Layout(codec="lz4"), "archive-32": Layout(chunk_zyx=(32, 32, 32))}
 MIRRORS = ((1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, 1, 1))
 Patches = Iterator[int]  # how many came at once
 
@@ -584,12 +584,15 @@ def torchio() -> Callable[..., Peer]:
 
 DISK, S3 = "{folder}/archive", "s3://bench/archive"
 DISK_LZ4, S3_LZ4 = "{folder}/archive-lz4", "s3://bench/archive-lz4"
+DISK_32 = "{folder}/archive-32"
 PEERS: dict[str, Callable[[Path, int], Peer]] = {
     "tomoray, disk": ours(DISK, 4),
     "tomoray, disk, 8 patches a visit": ours(DISK, 8),
     "tomoray, disk, 1 patch a visit": ours(DISK, 1),
     "tomoray, disk, lz4": ours(DISK_LZ4, 4),
     "tomoray, disk, lz4, 8 patches a visit": ours(DISK_LZ4, 8),
+    "tomoray, disk, 32^3 chunks": ours(DISK_32, 4),
+    "tomoray, disk, 32^3 chunks, 1 patch a visit": ours(DISK_32, 1),
     "tomoray, disk, augmented": ours(DISK, 4, augmented=True),
     "tomoray, S3": ours(S3, 4),
     "tomoray, S3, 8 patches a visit": ours(S3, 8),
@@ -615,9 +618,12 @@ PEERS: dict[str, Callable[[Path, int], Peer]] = {
 PROCESSES = {name: 2 for name in PEERS if name.endswith("2 processes")}
 RATIOS = (
     ("tomoray, disk", "nnU-Net, its blosc2 files, 2 processes", 3.0),
+    ("tomoray, disk, 8 patches a visit", "nnU-Net, its blosc2 files, 2 processes", 3.0),
+    ("tomoray, disk, lz4, 8 patches a visit", "nnU-Net, its blosc2 files, 2 processes", 3.0),
     ("tomoray, disk", "MONAI on NIfTI.gz", 40.0),
     ("tomoray, disk, augmented", "nnU-Net, augmented, 2 processes", 2.5),
     ("tomoray, S3", "nnU-Net, its blosc2 files, 2 processes", 1.5),
+    ("tomoray, S3, 8 patches a visit", "nnU-Net, its blosc2 files, 2 processes", 1.5),
     ("tomoray, S3", "tensorstore, S3, 8 in flight", 2.0),
     ("tomoray, S3", "tensorstore, S3, 32 in flight", 2.0),
     ("tomoray, S3", "zarr-python + obstore, S3, 2 processes", 8.0),
