@@ -107,26 +107,19 @@ class Kube:
         """Of Kubernetes, `v1.37.0`."""
         return str(self._json("GET", "/version")["gitVersion"])
 
-    def apply(self, wanted: Mapping[str, Any], *, dry_run: bool = False, force: bool = False) -> Object:
+    def apply(self, wanted: Mapping[str, Any], *, force: bool = False) -> Object:
         """The object as it is after its fields were set (server-side apply). Safe to repeat.
 
         Args:
             wanted: the fields that are TomoRay's to set, and no others.
-            dry_run: the server checks everything, and stores nothing.
             force: take over fields that others have set.
 
         Raises:
             Fatal: the server refuses it, or a field belongs to another manager, who is named.
         """
         query = [("fieldManager", MANAGER), ("force", str(force).lower()), ("fieldValidation", "Strict")]
-        query += [("dryRun", "All")] if dry_run else []
         path = self._path(wanted["kind"], wanted["metadata"]["name"])
         return self._json("PATCH", path, query, dict(wanted), "application/apply-patch+yaml")
-
-    def merge(self, kind: str, name: str, changes: Mapping[str, Any]) -> Object:
-        """The object with some fields changed (merge patch), whoever manages them."""
-        query = [("fieldManager", MANAGER)]
-        return self._json("PATCH", self._path(kind, name), query, dict(changes), "application/merge-patch+json")
 
     def create(self, path: str, body: Mapping[str, Any]) -> Object:
         """What the server answers to a POST, a review of access rights say."""
@@ -218,11 +211,9 @@ class Kube:
         buffer = b""
         for piece in response.stream(2**16, decode_content=True):
             *lines, buffer = (buffer + piece).split(b"\n")
-            yield from (
-                text for line in lines if (text := line.decode("utf-8", "replace"))[:30].partition(" ")[0] > since
-            )
+            yield from (line for line in map(_text, lines) if _moment(line) > _moment(since))
         if buffer:
-            yield buffer.decode("utf-8", "replace")
+            yield _text(buffer)
 
     def proxy(self, service: str, port: int, path: str, *, token: str = "") -> Any:
         """What a service of the namespace answers to a GET, as JSON; None where it does not.
@@ -230,10 +221,9 @@ class Kube:
         The API server stands in between, so that no port needs to be opened. `token` is one of Ray.
         """
         url = f"{self._path('Service', service)}:{port}/proxy/{path}"
+        headers = {"x-ray-authorization": f"Bearer {token}"} if token else {}
         try:
-            answer = self._once(
-                "GET", url, (), None, {"x-ray-authorization": f"Bearer {token}"} if token else {}, (5, 10)
-            )
+            answer = self._once("GET", url, (), None, headers, (5, 10))
             return json.loads(answer.read()) if answer.status == 200 else None
         except (ValueError, urllib3.exceptions.HTTPError):
             return None
@@ -372,9 +362,13 @@ def _status(data: bytes) -> Mapping[str, Any]:
     return {"message": data[:200].decode("utf-8", "replace")}
 
 
-def _moment(stamp: str) -> str:
-    """A time as it can be compared: the server leaves out zeros at the end of a fraction."""
-    whole, _, fraction = stamp.rstrip("Z").partition(".")
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "replace")
+
+
+def _moment(line: str) -> str:
+    """The time before a line as it can be compared: the server leaves out zeros at the end of a fraction."""
+    whole, _, fraction = line.partition(" ")[0].rstrip("Z").partition(".")
     return f"{whole}.{fraction:0<9}" if whole else ""
 
 

@@ -79,7 +79,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
             config_sha256=config_sha256(config.model_dump(mode="json", include=_JUDGED_BY)),
         )
         progress = Progress(total=len(inventory))
-        lease = stack.enter_context(Lease(archive.store, progress))
+        lease = stack.enter_context(Lease(archive.store, progress, waits=True))
         telemetry = stack.enter_context(Telemetry(config.metrics_port))
         return {**_Run(config, ingester, inventory, lease, progress, telemetry).result(), "files_ignored": n_ignored}
 

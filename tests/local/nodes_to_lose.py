@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 def main() -> None:
     """Obey until there is nothing more to read."""
     folder = tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")
-    head = {"num_cpus": 1, "temp_dir": folder, "include_dashboard": True, "dashboard_port": 0}
+    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": 0}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]

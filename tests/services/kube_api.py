@@ -157,7 +157,7 @@ class Api:
                     return fault
         return None
 
-    def apply(self, plural: str, name: str, wanted: Object, manager: str, *, force: bool, dry_run: bool) -> Any:
+    def apply(self, plural: str, name: str, wanted: Object, manager: str, *, force: bool) -> Any:
         """Server-side apply: the status, and the object or a refusal."""
         with self._changed:
             found = self.objects.get((plural, name))
@@ -180,17 +180,9 @@ class Api:
                 del owners[path]
             _merge(made, wanted)
             made["_owners"] = owners | dict.fromkeys(leaves, manager)
-            if not dry_run and made != found:
+            if made != found:
                 self._store(plural, "MODIFIED" if found else "ADDED", made)
             return (200 if found else 201), made
-
-    def merge(self, plural: str, name: str, changes: Object) -> Object:
-        """Merge patch."""
-        with self._changed:
-            made = copy.deepcopy(self.objects[plural, name])
-            _merge(made, changes)
-            self._store(plural, "MODIFIED", made)
-            return made
 
     def changes(self, version: int, plural: str, until: float) -> Iterator[tuple[int, str, Object] | None]:
         """Changes after a version as they come; None every now and then, for a bookmark."""
@@ -244,9 +236,10 @@ def serving() -> Iterator[Api]:
 
 
 def now(*, precise: bool = False) -> str:
-    """The time as Kubernetes writes it."""
+    """The time as Kubernetes writes it: without zeros at the end of a fraction."""
     stamp = datetime.now(UTC)
-    return stamp.strftime("%Y-%m-%dT%H:%M:%S.%f")[: 26 if precise else 19] + "Z"
+    text = stamp.strftime("%Y-%m-%dT%H:%M:%S.%f")
+    return (text.rstrip("0").rstrip(".") if precise else text[:19]) + "Z"
 
 
 def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
@@ -271,16 +264,11 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
                 return
             match, query = asked
             plural, name = match["plural"], match["name"]
-            if self.headers["Content-Type"] == "application/merge-patch+json":
-                found = api.get(plural, name)
-                self._answer(404 if found is None else 200, api.merge(plural, name, body) if found else {})
-                return
             if errors := self._errors(body):
                 self._answer(422, {"message": "; ".join(errors), "reason": "Invalid"})
                 return
             manager = query["fieldManager"][0]
-            force, dry_run = query.get("force") == ["true"], query.get("dryRun") == ["All"]
-            self._answer(*api.apply(plural, name, body, manager, force=force, dry_run=dry_run))
+            self._answer(*api.apply(plural, name, body, manager, force=query.get("force") == ["true"]))
 
         def do_POST(self) -> None:
             body = self._body()

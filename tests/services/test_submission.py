@@ -175,7 +175,7 @@ def test_a_field_that_another_has_set_is_told_of_and_can_be_taken_over(
     api: Any, jobs: KubeJobs, submission: Submission
 ) -> None:
     other = {"metadata": {"name": submission.name}, "spec": {"backoffLimit": 7}}
-    api.apply("rayjobs", submission.name, other, "kubectl", force=False, dry_run=False)
+    api.apply("rayjobs", submission.name, other, "kubectl", force=False)
     api.set_status("rayjobs", submission.name, {"jobDeploymentStatus": "Failed"})
     kube = jobs._kube
     with pytest.raises(Fatal, match=r'\.spec\.backoffLimit \(conflict with "kubectl"\); take it over with --force'):
