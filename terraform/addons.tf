@@ -6,7 +6,7 @@ locals {
     karpenter            = { repository = "oci://public.ecr.aws/karpenter", version = "1.8.1" }
     nvidia-device-plugin = { repository = "https://nvidia.github.io/k8s-device-plugin", version = "0.18.0" }
     kuberay-operator     = { repository = "https://ray-project.github.io/kuberay-helm", version = "1.7.0" }
-    kueue                = { repository = "oci://registry.k8s.io/kueue/charts", version = "0.14.4" }
+    kueue                = { repository = "oci://registry.k8s.io/kueue/charts", version = "0.19.2" }
   }
 
   repositories = { for name, chart in local.charts : name => coalesce(var.chart_registry, chart.repository) }
@@ -115,7 +115,9 @@ resource "helm_release" "kuberay_operator" {
   repository       = local.repositories["kuberay-operator"]
   chart            = "kuberay-operator"
   version          = local.versions["kuberay-operator"]
-  values           = concat([yamlencode(local.on_system_nodes)], local.more_values["kuberay-operator"])
+  values = concat([yamlencode(merge(local.on_system_nodes, {
+    featureGates = [{ name = "RayCronJob", enabled = true }] # the chart's nightly preprocessing
+  }))], local.more_values["kuberay-operator"])
 
   depends_on = [module.nodes]
 }

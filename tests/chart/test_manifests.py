@@ -96,7 +96,7 @@ def test_heads_stay_on_demand_and_only_groups_that_say_so_are_spot(render: Rende
     kinds = {}
     for manifest, template in pods(of_kind(render("values-eks-gpu.yaml"), *KUBERAY_KINDS)):
         container = template["spec"]["containers"][0]["name"]
-        kinds[manifest["kind"], container] = template["spec"]["nodeSelector"]["karpenter.sh/capacity-type"]
+        kinds[manifest["kind"], container] = template["spec"]["nodeSelector"]["tomoray.io/capacity"]
     assert kinds == {
         ("RayCronJob", "ray-head"): "on-demand",
         ("RayCronJob", "ray-worker"): "spot",
@@ -216,11 +216,21 @@ def test_queues_and_worker_groups_mean_the_same_nodes(render: Render) -> None:
     assert local["metadata"]["name"] == local["spec"]["clusterQueue"] == queue["metadata"]["name"] == "tomoray"
     flavors = {each["metadata"]["name"]: each["spec"]["nodeLabels"] for each in of_kind(manifests, "ResourceFlavor")}
     assert flavors == {
-        "tomoray-on-demand": {"karpenter.sh/capacity-type": "on-demand"},
-        "tomoray-spot": {"karpenter.sh/capacity-type": "spot"},
+        "tomoray-on-demand": {"tomoray.io/capacity": "on-demand"},
+        "tomoray-spot": {"tomoray.io/capacity": "spot"},
     }
     named = [each["name"] for each in queue["spec"]["resourceGroups"][0]["flavors"]]
     assert sorted(named) == sorted(flavors)
+
+
+def test_nodes_are_chosen_by_labels_that_terraform_gives_them(render: Render) -> None:
+    terraform = Path(__file__).parents[2] / "terraform"
+    labels = (terraform / "modules" / "nodes" / "main.tf").read_text(encoding="utf-8")
+    groups = (terraform / "nodes.tf").read_text(encoding="utf-8")
+    for _, template in pods(render("values-eks-gpu.yaml")):
+        for key, value in template["spec"]["nodeSelector"].items():
+            assert f'"{key}"' in labels
+            assert f'"{value}"' in labels or f" {value} = {{" in groups, value
 
 
 def test_accounts_have_the_names_that_clouds_are_told(render: Render) -> None:
