@@ -29,24 +29,13 @@ from tomoray.errors import Fatal, Usage
 from tomoray.ingest.estimate import read_prices
 from tomoray.storage import Store, open_store
 from tomoray.training.checkpoints import MODEL, checkpoint_name
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import HOW_IT_RUNS, TrainConfig
 
 STARTED, FINISHED, CHECKPOINTS = "started.json", "run.json", "checkpoints"
 HISTORY, ATTEMPTS = "history.jsonl", "attempts"
 
 # No effect on the samples. With other `workers` sums are in another order, which changes the last bits of the weights.
-MAY_CHANGE = {
-    "out",
-    "gpu",
-    "workers",
-    "cpus",
-    "node",
-    "tracking",
-    "checkpoint_every",
-    "keep",
-    "validate_every",
-    "patience",
-}
+MAY_CHANGE = {*HOW_IT_RUNS, "out", "validate_every", "patience"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,10 @@ import yaml
 from tomoray import __version__
 from tomoray.config import make_config
 from tomoray.errors import Fatal, Usage
-from tomoray.runs import FINISHED, MAY_CHANGE, read_history, to_indented_json
+from tomoray.runs import FINISHED, read_history, to_indented_json
 from tomoray.runs import STARTED as RUN_STARTED
 from tomoray.storage import Store
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import HOW_IT_RUNS, TrainConfig
 from tomoray.training.search import Standing, State, Trial, TuneConfig
 
 STARTED, TRIALS, BEST, REPORT = "tuning.json", "trials.json", "best.yaml", "report.html"
@@ -130,6 +130,6 @@ def write_ranking(tuning: Tuning, ranking: Sequence[Standing]) -> None:
 def _what_stays(config: TuneConfig) -> dict[str, Any]:
     """What must be the same when a tuning goes on, by name."""
     base: TrainConfig = config.base
-    kept = MAY_CHANGE - {"validate_every", "patience"}
+    kept = {*HOW_IT_RUNS, "out"}
     fields = {f"train.{name}": value for name, value in base.model_dump(mode="json").items() if name not in kept}
     return {**fields, **config.model_dump(mode="json", include={"space", "asha", "seed"})}

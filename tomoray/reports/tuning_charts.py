@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -134,19 +134,16 @@ def learning_curves(
     monitor: str, curves: Sequence[Sequence[tuple[int, float]]], dots: Sequence[Dot], steps: int
 ) -> str:
     """The score over steps of every trial, the best on top; where a line ends, training ended."""
-    width, height = 1060, 320
+    width, bottom = 1060, 320
     y = score_axis(monitor, [score for curve in curves for _, score in curve])
-    inner_x, inner_y = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
-    heights: Mapping[tuple[int, int], float] = {
-        (number, step): at or 0.0
-        for (number, step), at in zip(
-            [(number, step) for number, curve in enumerate(curves) for step, _ in curve], y.at, strict=True
-        )
-    }
+    inner_x, inner_y = width - _LEFT - _RIGHT, bottom - _TOP - _BOTTOM
+    levels = iter(y.at)
+    heights = [[next(levels) or 0.0 for _ in curve] for curve in curves]
     lines = ""
     for number, dot in sorted(enumerate(dots), key=lambda each: each[1].share):
         at = [
-            (_LEFT + step / steps * inner_x, _TOP + (1 - heights[number, step]) * inner_y) for step, _ in curves[number]
+            (_LEFT + step / steps * inner_x, _TOP + (1 - height) * inner_y)
+            for (step, _), height in zip(curves[number], heights[number], strict=True)
         ]
         if not at:
             continue
@@ -154,12 +151,12 @@ def learning_curves(
         lines += f'<polyline {dot.marks} points="{points}"><title>{escape(dot.title)}</title></polyline>'
         lines += f'<circle {dot.marks} cx="{at[-1][0]:.1f}" cy="{at[-1][1]:.1f}" r="3.5"/>'
     below = "".join(
-        f'<text x="{_LEFT + part * inner_x:.1f}" y="{height - 12}" text-anchor="{_anchor(part)}">{part * steps:.0f}'
+        f'<text x="{_LEFT + part * inner_x:.1f}" y="{bottom - 12}" text-anchor="{_anchor(part)}">{part * steps:.0f}'
         "</text>"
         for part in (0.0, 0.5, 1.0)
     )
     return (
-        f'<figure class="trials"><svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'<figure class="trials"><svg class="chart" viewBox="0 0 {width} {bottom}" role="img" '
         f'aria-label="{escape(monitor)} over steps">{_levels(y, width, inner_y)}{below}{lines}</svg></figure>'
     )
 

@@ -22,6 +22,8 @@ from tomoray.training.sample_config import AugmentConfig, SplitConfig, StreamCon
 
 TaskName = Literal["segmentation", "classification", "detection", "denoising", "generation", "pretraining"]
 _NEED_LABELS = {"segmentation", "detection"}
+# Fields that say where and how a training runs, and how it is followed: what is learned does not depend on them.
+HOW_IT_RUNS = ("workers", "cpus", "gpu", "node", "tracking", "checkpoint_every", "keep")
 _USE_NETWORK = {"segmentation", "pretraining"}  # the others have networks of their own
 
 

@@ -66,7 +66,7 @@ def _focal(config: LossConfig) -> _Loss:
     return lambda scores, classes: focal(scores, classes) * scores.shape[1]
 
 
-def _tversky(config: LossConfig) -> _Loss:
+def _tversky(config: LossConfig, reduction: str = "mean") -> _Loss:
     return TverskyLoss(
         include_background=False,
         to_onehot_y=True,
@@ -74,20 +74,13 @@ def _tversky(config: LossConfig) -> _Loss:
         batch=True,
         alpha=config.tversky_alpha,
         beta=config.tversky_beta,
+        reduction=reduction,
     )
 
 
 def _focal_tversky(config: LossConfig) -> _Loss:
     """The Tversky loss of each class to the power of gamma (Abraham and Khan, ISBI 2019, whose gamma is 1 / ours)."""
-    each = TverskyLoss(
-        include_background=False,
-        to_onehot_y=True,
-        softmax=True,
-        batch=True,
-        alpha=config.tversky_alpha,
-        beta=config.tversky_beta,
-        reduction="none",
-    )
+    each = _tversky(config, reduction="none")
     # Near 0 the power of a number below 1 has no finite slope.
     return lambda scores, classes: each(scores, classes).clamp_min(1e-6).pow(config.tversky_gamma).mean()
 

@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema
 
 from tomoray.config import Config, Positive, Url, make_config, read_mapping, section_of
 from tomoray.errors import Usage
-from tomoray.training.config import TrainConfig
+from tomoray.training.config import HOW_IT_RUNS, TrainConfig
 
 _FIXED = {  # by the first part of a path
     "archive": "trials are of one archive",
@@ -34,7 +34,7 @@ _FIXED = {  # by the first part of a path
     "steps": "trials are compared after the same steps",
     "validate_every": "trials are compared after the same steps",
     "patience": "asha ends what falls behind",
-    **dict.fromkeys(("workers", "cpus", "gpu", "node", "tracking", "checkpoint_every", "keep"), "it changes no score"),
+    **dict.fromkeys(HOW_IT_RUNS, "it changes no score"),
 }
 _VALIDATIONS = 10
 _ENDED = ("done", "stopped")
