@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from cluster import cli
 from tomoray.config import PreprocessConfig
@@ -168,6 +169,7 @@ def test_configs_of_jobs_and_endpoints_are_what_tomoray_reads(render: Render) ->
                 PreprocessConfig.model_validate(yaml.safe_load(manifest["data"]["preprocess.yaml"]))
             serve = manifest.get("data", {}).get("serve.yaml") or manifest.get("spec", {}).get("serveConfigV2")
             if serve:
+                ServeDeploySchema.model_validate(yaml.safe_load(serve))
                 (application,) = yaml.safe_load(serve)["applications"]
                 ServeConfig.model_validate(application["args"])
 
