@@ -179,6 +179,7 @@ class KubeEndpoints:
         unwell = [each for each in applications.values() if each.get("status") in {"UNHEALTHY", "DEPLOY_FAILED"}]
         deploying = any(each.get("status") in {"DEPLOYING", "NOT_STARTED"} for each in applications.values())
         current = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+        state: Any
         if unwell:
             state = "unhealthy"
         elif conditions.get("Ready"):

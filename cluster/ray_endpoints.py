@@ -12,7 +12,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.util.state import list_nodes
 
 from cluster.deployment import ANYWHERE, Deployment, EndpointState, config_of, scaled, serve_config
-from cluster.ray_jobs import dashboard
+from cluster.ray_jobs import MOST_NODES, dashboard
 from cluster.targets import RayTarget
 from cluster.usage import NodeUse
 from tomoray.errors import Fatal, Usage
@@ -106,9 +106,9 @@ class RayEndpoints:
         """Every node of the cluster since the endpoint was deployed: a Ray cluster is rented as a whole."""
         since = self._details()["applications"].get(name, {}).get("last_deployed_time_s", time.time())
         uses = []
-        for node in list_nodes(address=dashboard(self._target), detail=True):
+        for node in list_nodes(address=dashboard(self._target), detail=True, limit=MOST_NODES):
             until = node.end_time_ms / 1000 if node.end_time_ms else time.time()
-            seconds = max(0.0, until - max(since, node.start_time_ms / 1000))
+            seconds = max(0.0, until - max(since, (node.start_time_ms or 0) / 1000))
             role = "head" if node.is_head_node else "worker"
             uses.append(NodeUse(role=role, node_type=self._target.node_type or "", spot=False, seconds=seconds))
         return uses

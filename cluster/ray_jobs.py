@@ -26,6 +26,7 @@ from cluster.usage import NodeUse, mean_gpu_use
 from tomoray.errors import Fatal
 
 EVERY_S = 1.0
+MOST_NODES = 10_000
 
 _STATES: dict[JobStatus, State] = {
     JobStatus.PENDING: "starting",
@@ -120,7 +121,7 @@ class RayJobs:
         """See `Jobs`."""
         attempts = self._get(name)
         state = self._state(attempts[-1], len(attempts))
-        nodes = list_nodes(address=dashboard(self._target), detail=True)
+        nodes = list_nodes(address=dashboard(self._target), detail=True, limit=MOST_NODES)
         problems = []
         if state.state == "failed":
             fix = f"read its last lines: tomoray logs {name}"
@@ -138,12 +139,12 @@ class RayJobs:
     def usage(self, name: str) -> list[NodeUse]:
         """Every node of the cluster for as long as the job ran and it was there: a Ray cluster is rented as a whole."""
         uses = []
-        nodes = list_nodes(address=dashboard(self._target), detail=True)
+        nodes = list_nodes(address=dashboard(self._target), detail=True, limit=MOST_NODES)
         for attempt in self._get(name):
             began, ended = attempt.start_time or 0, attempt.end_time or time.time() * 1000
             for node in nodes:
                 until = min(ended, node.end_time_ms or ended)
-                seconds = max(0.0, until - max(began, node.start_time_ms)) / 1000
+                seconds = max(0.0, until - max(began, node.start_time_ms or 0)) / 1000
                 role = "head" if node.is_head_node else "worker"
                 node_type = self._target.node_type or ""
                 uses.append(NodeUse(role=role, node_type=node_type, spot=False, seconds=seconds))
@@ -183,7 +184,7 @@ class RayJobs:
     def _tail(self, attempt: str, skip: int) -> Iterator[str]:
         """Lines from number `skip` on, as they come."""
         loop = asyncio.new_event_loop()
-        pieces = self._client.tail_job_logs(attempt)
+        pieces: Any = self._client.tail_job_logs(attempt)
         try:
             buffer, n_lines = "", 0
             while True:
@@ -213,14 +214,18 @@ def describe_cluster(target: RayTarget) -> dict[str, Any]:
     """`ray_version`, `ray_version_here`, `nodes`, `cpus`, `gpus` of a running cluster. Raises `Fatal`: none answers."""
     client = connect(target)
     try:
-        nodes = [node for node in list_nodes(address=dashboard(target), detail=True) if node.state == "ALIVE"]
+        nodes = [
+            node
+            for node in list_nodes(address=dashboard(target), detail=True, limit=MOST_NODES)
+            if node.state == "ALIVE"
+        ]
     except RayStateApiException as error:
         raise Fatal(f"Ray at {dashboard(target)} does not list its nodes: {' '.join(str(error).split())}") from error
-    total = [node.resources_total for node in nodes]
+    total = [node.resources_total for node in nodes if node.state == "ALIVE"]
     return {
         "ray_version": client._server_ray_version,  # `get_version` is that of the API
         "ray_version_here": ray.__version__,
-        "nodes": len(nodes),
+        "nodes": len(total),
         "cpus": sum(each.get("CPU", 0) for each in total),
         "gpus": sum(each.get("GPU", 0) for each in total),
     }

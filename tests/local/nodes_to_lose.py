@@ -9,6 +9,7 @@ another. It ends when stdin closes.
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 import tempfile
 
@@ -18,7 +19,7 @@ from ray.cluster_utils import Cluster
 def main() -> None:
     """Obey until there is nothing more to read."""
     folder = tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")
-    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": 0}
+    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
@@ -32,6 +33,13 @@ def main() -> None:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

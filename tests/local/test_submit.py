@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -48,10 +49,11 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    script = Path(__file__).with_name("nodes_to_lose.py")
-    command, pipe = [sys.executable, str(script)], subprocess.PIPE
+    command = [sys.executable, str(Path(__file__).with_name("nodes_to_lose.py"))]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs begin with `python`
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with (
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process,
+        subprocess.Popen(command, **streams, text=True, env=os.environ | {"PATH": path}) as process,
         pytest.MonkeyPatch.context() as patch,
     ):
         url = process.stdout.readline().strip()
@@ -65,9 +67,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def tomoray(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """`tomoray("submit", …)`: what it answers, as JSON."""
 
-    def run(*arguments: object, code: int = 0) -> dict[str, Any]:
+    def run(*arguments: object, codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
         capsys.readouterr()
-        assert cli.main([*map(str, arguments), "--json"]) == code, capsys.readouterr().err
+        assert cli.main([*map(str, arguments), "--json"]) in codes, capsys.readouterr()
         return dict(json.loads(capsys.readouterr().out))
 
     return run
@@ -131,7 +133,7 @@ def test_preprocess_train_and_serve_each_with_a_node_lost(
     for _ in range(2):
         lab.tell("lose")
         lab.tell("add")
-    wait_for(lambda: tomoray("rollout", "status", "lungs", code=0)["state"] == "ready")
+    wait_for(lambda: tomoray("rollout", "status", "lungs", codes=(0, 1))["state"] == "ready")
     ask(port, cohort)
     assert tomoray("undeploy", "lungs")["removed"] is True
 
@@ -166,11 +168,11 @@ def test_a_job_that_fails_is_another_attempt_when_it_is_submitted_again(
 ) -> None:
     (tmp_path / "e.yaml").write_text(f"run: {tmp_path}/none\nto: {tmp_path}/out\n", "utf-8")
     first = tomoray("submit", tmp_path / "e.yaml")
-    assert tomoray("status", first["name"], "-f", code=1)["state"] == "failed"
+    assert tomoray("status", first["name"], "-f", codes=(1,))["state"] == "failed"
     assert f"{tmp_path}/none is not a run" in " ".join(tomoray("logs", first["name"])["lines"])
     second = tomoray("submit", tmp_path / "e.yaml")
     assert (second["name"], second["created"], second["retries"]) == (first["name"], True, 1)
-    assert tomoray("status", first["name"], "-f", code=1)["retries"] == 1
+    assert tomoray("status", first["name"], "-f", codes=(1,))["retries"] == 1
     assert tomoray("describe", first["name"])["problems"][0]["fix"].startswith("read its last lines")
 
 
