@@ -32,7 +32,7 @@ def submit(
         str | None, typer.Option(metavar="N|MIN:MAX", help="Ray workers, a pod each; MIN:MAX autoscales.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=0, help="Of each worker.")] = 0,
-    queue: Annotated[str | None, typer.Option(help="A LocalQueue of Kueue: all pods start together or none.")] = None,
+    queue: Annotated[str | None, typer.Option(help="A LocalQueue of Kueue; the target's otherwise.")] = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="Workers, not the head, on nodes that may be reclaimed.")
     ] = False,
@@ -65,7 +65,7 @@ def submit(
         workers=None if workers is None else submission.parse_workers(workers),
         gpus=gpus,
         spot=spot,
-        queue=queue or getattr(target, "queue", None),
+        queue=None if queue == "none" else queue or getattr(target, "queue", None),
         priority_class=priority,
         retries=retries,
         keep_failed_s=keep_failed,

@@ -65,7 +65,7 @@ def job_manifests(submission: Submission, target: KubernetesTarget) -> list[Mani
     if shape.spot and not target.spot.node_selector:
         raise Usage("the target does not say which nodes are spot nodes: spot.node_selector")
     if shape.queue and shape.autoscales:
-        raise Usage("Kueue admits a fixed number of workers: --workers N, or no --queue")
+        raise Usage("Kueue admits a fixed number of workers: --workers N, or --queue none")
     target = target.model_copy(update={"priority_class": shape.priority_class or target.priority_class})
     try:
         return [manifest(_config_map(submission, target, document)), manifest(_ray_job(submission, target))]
@@ -98,7 +98,7 @@ def _ray_job(submission: Submission, target: KubernetesTarget) -> RayJob:
     queue = {"kueue.x-k8s.io/queue-name": shape.queue} if shape.queue else {}
     keeps_failed = shape.keep_failed_s is not None
     if keeps_failed and shape.queue:
-        raise Usage("Kueue wants the cluster of a job to go as soon as it ends: --keep-failed goes with no --queue")
+        raise Usage("Kueue wants the cluster of a job to go as soon as it ends: --keep-failed wants --queue none")
     return RayJob(
         metadata=Metadata(
             name=submission.name,

@@ -179,7 +179,7 @@ def test_a_config_tells_which_job_it_is_for(text: str, job: str, tmp_path: Path)
         ("run: run\nto: /x\n", RayTarget(kind="ray", address="http://x:1"), Shape(), "run: run depends on the folder"),
         ("run: s3://r\nto: s3://x\n", PLAIN, Shape(spot=True), "which nodes are spot nodes"),
         ("run: s3://r\nto: s3://x\n", PLAIN, Shape(queue="q", workers=(1, 2)), "Kueue admits a fixed number"),
-        ("run: s3://r\nto: s3://x\n", PLAIN, Shape(queue="q", keep_failed_s=1), "--keep-failed goes with no --queue"),
+        ("run: s3://r\nto: s3://x\n", PLAIN, Shape(queue="q", keep_failed_s=1), "--keep-failed wants --queue none"),
     ],
 )
 def test_what_would_go_wrong_there_is_told_here(
