@@ -208,6 +208,10 @@ def predict(
         Literal["zarr", "nifti", "dicom-seg"] | None, typer.Option(help="Of the masks. [dim]Default: zarr[/dim]")
     ] = None,
     ensemble: Ensemble = None,
+    backend: Annotated[
+        Literal["auto", "torch", "openvino", "onnxruntime"] | None,
+        typer.Option(help="What runs the network. [dim]Default: auto, the fastest that is installed[/dim]"),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -219,7 +223,7 @@ def predict(
     tomoray predict run s3://other/archive --out masks --format dicom-seg
     tomoray predict cv/fold-0 other-archive --ensemble cv/fold-1 --ensemble cv/fold-2 --out masks
     """
-    flags = {"run": run, "archive": archive, "out": out, "part": part, "format": format}
+    flags = {"run": run, "archive": archive, "out": out, "part": part, "format": format, "backend": backend}
     config = _config(PredictConfig, None, **flags, ensemble=ensemble or None)
     result = _run("predict", config, debug=debug)
     return Answer(document=result, view=views.predict(result))

@@ -20,7 +20,9 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import PredictConfig
 from tomoray.errors import Fatal, Transient
-from tomoray.predict import Segmenter, check_alike, load_segmenter
+from tomoray.inference.models import BackendName, compile_segmenter, open_model
+from tomoray.inference.scan_input import ArchivedVoxels
+from tomoray.predict import Segmenter, check_alike
 from tomoray.predictions import Predictions
 from tomoray.progress import track
 from tomoray.runs import Run, model_digest, open_run, select_scans
@@ -45,7 +47,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
         format=config.format,
         model_sha256=model_digest(models),
     )
-    todo = predict(models, archive, scan_ids, predictions)
+    todo = predict(models, archive, scan_ids, predictions, backend=config.backend)
     return {
         "run": models[0].store.url,
         "ensemble": [model.store.url for model in models[1:]],
@@ -66,7 +68,14 @@ def open_together(run: str, ensemble: Sequence[str]) -> list[Run]:
     return runs
 
 
-def predict(models: Sequence[Run], archive: Archive, scan_ids: Sequence[str], predictions: Predictions) -> list[str]:
+def predict(
+    models: Sequence[Run],
+    archive: Archive,
+    scan_ids: Sequence[str],
+    predictions: Predictions,
+    *,
+    backend: BackendName = "auto",
+) -> list[str]:
     """Segment those of `scan_ids` that lack complete masks; the ids that were segmented now."""
     urls = tuple(model.store.url for model in models)
     predictions.prepare(archive.layout)
@@ -75,7 +84,7 @@ def predict(models: Sequence[Run], archive: Archive, scan_ids: Sequence[str], pr
     task = _segment.options(num_gpus=gpus)
     with track("predict", len(todo)) as advance:
         results = run_bounded(
-            lambda scan_id: task.remote(urls, archive.url, scan_id, predictions), todo, 2 * cluster_cpus()
+            lambda scan_id: task.remote(urls, archive.url, scan_id, predictions, backend), todo, 2 * cluster_cpus()
         )
         for scan_id, result in results:
             if isinstance(result, Exception):
@@ -85,20 +94,22 @@ def predict(models: Sequence[Run], archive: Archive, scan_ids: Sequence[str], pr
 
 
 @ray.remote(num_cpus=1, retry_exceptions=[Transient])
-def _segment(run_urls: tuple[str, ...], archive_url: str, scan_id: str, predictions: Predictions) -> None:
-    segmenter = _segmenter(run_urls, predictions.model_sha256)
+def _segment(
+    run_urls: tuple[str, ...], archive_url: str, scan_id: str, predictions: Predictions, backend: BackendName
+) -> None:
+    segmenter = _segmenter(run_urls, predictions.model_sha256, backend)
     scan = Archive.open(archive_url).scan(scan_id)
-    predictions.write(scan, segmenter.segment(scan.image().read().result(), scan.geometry))
+    predictions.write(scan, segmenter.segment(ArchivedVoxels(scan), scan.geometry))
 
 
 @lru_cache(maxsize=1)
-def _segmenter(run_urls: tuple[str, ...], model_sha256: str) -> Segmenter:
+def _segmenter(run_urls: tuple[str, ...], model_sha256: str, backend: BackendName) -> Segmenter:
     """The model of this worker process; the digest is there so that a run trained further is loaded anew."""
     torch.set_num_threads(1)
-    models = [open_run(url) for url in run_urls]
-    if model_digest(models) != model_sha256:
+    model = open_model(run_urls[0], ensemble=run_urls[1:])
+    if model.sha256 != model_sha256:
         raise Fatal(f"run {' or '.join(run_urls)} was trained further meanwhile; run the command again")
-    return load_segmenter(models, "cuda" if ray.get_gpu_ids() else "cpu")
+    return compile_segmenter(model, backend, device="cuda" if ray.get_gpu_ids() else "cpu", threads=1)[0]
 
 
 if __name__ == "__main__":

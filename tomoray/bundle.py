@@ -31,7 +31,6 @@ def bundle_files(config: TrainConfig, about: Mapping[str, Any], *, program: byte
         "models/model.pt2": program,
         "models/model.pt": weights,
         "docs/README.md": _readme(config).encode(),
-        "tomoray.json": _dump(about),
     }
 
 

@@ -133,6 +133,7 @@ class PredictConfig(Config):
         ensemble: more runs, whose class probabilities are averaged with those of `run`.
         out: where masks go; None: `RUN/predictions`.
         part: which patients of the run's own archive; another archive is always taken whole.
+        backend: what runs the network; `auto` takes the fastest that is installed (docs/inference.md).
     """
 
     run: Url
@@ -141,6 +142,7 @@ class PredictConfig(Config):
     out: Url | None = None
     part: Literal["test", "validation", "train", "all"] = "test"
     format: Literal["zarr", "nifti", "dicom-seg"] = "zarr"
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
 
 
 class EvaluateConfig(Config):

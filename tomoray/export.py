@@ -5,8 +5,8 @@
     monai-bundle     OUT/configs, OUT/models, OUT/docs              `python -m monai.bundle run`
 
 What is exported takes patches of the run's own size, as many at once as one likes, and gives scores. It is compared
-with the checkpoint before anything is written. `tomoray.json`, which each of the files holds as well, says what goes in
-and what comes out.
+with the checkpoint before anything is written. `tomoray.json` says what goes in and what comes out, which each of the
+files holds as well, and the SHA-256 of every file beside it: serving checks them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ import hashlib
 import importlib.util
 import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from tomoray import __version__
 from tomoray.bundle import bundle_files
 from tomoray.errors import Fatal, Usage
+from tomoray.inference.backends import quiet, traced
 from tomoray.predict import load_network
 from tomoray.runs import Run
 from tomoray.storage import Store
@@ -87,11 +84,11 @@ def export_run(run: Run, out: Store, form: Format) -> Exported:
         weights = io.BytesIO()
         torch.save(network.state_dict(), weights)
         files = bundle_files(run.config, about, program=files["model.pt2"], weights=weights.getvalue())
-    else:
-        files[ABOUT] = _dump(about)
+    digests = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
+    files[ABOUT] = _dump({**about, "files": digests})
+    digests[ABOUT] = hashlib.sha256(files[ABOUT]).hexdigest()
     for key, data in files.items():
         out.write(key, data)
-    digests = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
     return Exported(files=digests, largest_difference=largest, about=about)
 
 
@@ -115,7 +112,12 @@ def describe(run: Run) -> dict[str, Any]:
             "contains": config.contains,
             "scale": "softmax over classes gives probabilities",
         },
-        "windows": {"overlap": config.overlap, "blend": "gaussian", "mirror": config.mirror_when_predicting},
+        "windows": {
+            "overlap": config.overlap,
+            "blend": "gaussian",
+            "mirror": config.mirror_when_predicting,
+            "skip_air": config.skip_air,
+        },
         "model_sha256": run.model_sha256,
         "code_version": __version__,
     }
@@ -123,7 +125,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 def _write_program(network: nn.Module, patches: list[Tensor], about: Mapping[str, Any], path: Path) -> list[Tensor]:
     """`torch.export`; the scores of the file read back."""
-    program = _traced(network, patches[1])
+    program = traced(network, (patches[1],))
     torch.export.save(program, path, extra_files={ABOUT: _dump(about).decode()})
     reread: Any = torch.export.load(path).module()
     with torch.no_grad():
@@ -137,40 +139,15 @@ def _write_onnx(network: nn.Module, patches: list[Tensor], about: Mapping[str, A
             raise Usage(f"ONNX wants the package {package}; install it with: pip install 'tomoray[export]'")
     import onnxruntime  # an extra, and slow to load
 
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
-            _traced(network, patches[1]), dynamo=True, input_names=["image"], output_names=["scores"], verbose=False
+            traced(network, (patches[1],)), dynamo=True, input_names=["image"], output_names=["scores"], verbose=False
         )
     assert program is not None  # it is None only where a file was named
     program.model.metadata_props["tomoray"] = json.dumps(about, sort_keys=True)
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return [torch.from_numpy(session.run(["scores"], {"image": patch.numpy()})[0]) for patch in patches]
-
-
-def _traced(network: nn.Module, patches: Tensor) -> ExportedProgram:
-    try:
-        with _quiet():
-            return torch.export.export(network, (patches,), dynamic_shapes=({0: Dim("batch")},))
-    except Exception as error:  # torch.export has many classes of its own for what it cannot trace
-        line = " ".join(str(error).split())[:300]
-        raise Fatal(f"torch.export cannot trace this network ({type(error).__name__}): {line}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch says of itself (parts deprecated, no torchvision) and of DynUNet's note of its deep heads."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.filterwarnings("ignore", "The tensor attributes .* were assigned during export", UserWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _dump(values: Mapping[str, Any]) -> bytes:

@@ -47,7 +47,6 @@ class ModelConfig(Config):
         queue: requests that may wait for a replica; more are told to come back.
         downscale_delay_s: how long a replica may idle before it goes.
         multiplexed: share one deployment with all other models that say so, loaded when they are asked for.
-        skip_air: leave out windows that hold nothing but air.
     """
 
     source: Url
@@ -65,7 +64,6 @@ class ModelConfig(Config):
     queue: Annotated[int, Field(ge=0)] = 32
     downscale_delay_s: Annotated[float, Field(gt=0)] = 600.0
     multiplexed: bool = False
-    skip_air: bool = True
     canary: CanaryConfig | None = None
 
     @model_validator(mode="after")

@@ -81,6 +81,11 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tomoray"
 
 
+def cache_folder() -> Path:
+    """A folder on this machine for what can be made again: `TOMORAY_CACHE`, else `~/.cache/tomoray`."""
+    return Path(os.environ.get("TOMORAY_CACHE") or Path.home() / ".cache" / "tomoray")
+
+
 def ray_address() -> str | None:
     """The Ray cluster to join, from `RAY_ADDRESS`; None starts one on this machine."""
     return os.environ.get("RAY_ADDRESS") or None

@@ -23,12 +23,13 @@ from torch.nn import functional
 from tomoray.archive import Archive
 from tomoray.detectors import retinanet
 from tomoray.geometry import Zyx
+from tomoray.inference.scan_input import window_corners
 from tomoray.patches import Batch
 from tomoray.tasks.boxes import FROC_RATES, component_boxes, match, sensitivity_at
 from tomoray.tasks.config import DetectionConfig
 from tomoray.tasks.randomness import seeded
 from tomoray.tasks.task import Networks
-from tomoray.tasks.whole_scans import grid_shape_zyx, scan_windows, window_corners
+from tomoray.tasks.whole_scans import grid_shape_zyx, scan_windows
 from tomoray.training.config import TrainConfig
 
 NETWORK = "network"
@@ -242,9 +243,9 @@ def _focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return weight * (1 - right) ** _GAMMA * entropy
 
 
-def _realms(shape_zyx: Sequence[int], config: TrainConfig) -> tuple[dict[Zyx, Tensor], dict[Zyx, Tensor]]:
+def _realms(shape_zyx: Zyx, config: TrainConfig) -> tuple[dict[Zyx, Tensor], dict[Zyx, Tensor]]:
     """For each window's corner, where the centres of its own boxes lie: from, and up to, in voxels of the grid."""
-    corners = window_corners(shape_zyx, config)
+    corners = window_corners(shape_zyx, config.patch_zyx, config.overlap)
     starts = [sorted({corner[axis] for corner in corners}) for axis in range(3)]
     low, high = {}, {}
     for corner in corners:

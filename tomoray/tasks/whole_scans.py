@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tomoray.archive import Archive
 from tomoray.geometry import Zyx
+from tomoray.inference.scan_input import window_corners
 from tomoray.patches import PatchStream, Sample
-from tomoray.predict import window_starts
 from tomoray.training.config import TrainConfig
 from tomoray.transforms import target_grid
 
@@ -47,7 +47,7 @@ def scan_windows(
         device: where the patches go.
         at_most: of more patches than that, so many are taken, evenly spread, with the first and the last.
     """
-    corners = window_corners(grid_shape_zyx(archive, scan_id, config), config)
+    corners = window_corners(grid_shape_zyx(archive, scan_id, config), config.patch_zyx, config.overlap)
     if at_most is not None and len(corners) > at_most:
         corners = [corners[round(n * (len(corners) - 1) / max(1, at_most - 1))] for n in range(at_most)]
     stream = PatchStream(archive, [scan_id], config)
@@ -67,11 +67,3 @@ def scan_windows(
 def grid_shape_zyx(archive: Archive, scan_id: str, config: TrainConfig) -> Zyx:
     """Voxels of the scan's target grid."""
     return target_grid(archive.scan(scan_id).geometry, config.spacing_zyx_mm).shape_zyx
-
-
-def window_corners(shape_zyx: Sequence[int], config: TrainConfig) -> list[Zyx]:
-    """Where patches begin that cover a grid of that shape, overlapping by at least `config.overlap`."""
-    z, y, x = (
-        window_starts(size, side, config.overlap) for size, side in zip(shape_zyx, config.patch_zyx, strict=True)
-    )
-    return [(k, j, i) for k in z for j in y for i in x]

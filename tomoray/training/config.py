@@ -110,6 +110,8 @@ class TrainConfig(Config):
         workers: processes that train together, or the fewest and the most of them: as many as there is room for.
         cpus: threads of each worker.
         mirror_when_predicting: average the predictions of all eight mirror images of a window, at eight times the work.
+        skip_air: leave out windows outside of the body when predicting (docs/inference.md); of no use where a
+            label lies there.
         classification: settings of that task, as are `detection`, `denoising`, `generation` and `pretraining`; a
             section of another task than `task` is an error.
         start_from: weights to begin with, instead of random ones.
@@ -154,6 +156,7 @@ class TrainConfig(Config):
     workers: Positive | tuple[Positive, Positive] = 1
     cpus: Positive = 1
     mirror_when_predicting: bool = False
+    skip_air: bool = True
     gpu: bool | None = None
     node: str | None = None
     seed: int = 0

@@ -1,0 +1,1 @@
+"""Trained networks at work: scans in pieces, windows of many requests together, and what makes them fast."""
