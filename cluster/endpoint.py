@@ -15,8 +15,8 @@ from ray import serve
 from cluster.local import local_ray
 from cluster.tls import decrypting
 from tomoray.errors import Fatal, Usage
+from tomoray.inference.models import open_model
 from tomoray.progress import console
-from tomoray.runs import open_run
 from tomoray.serving_config import ServeConfig
 
 
@@ -37,7 +37,7 @@ def serving(config: ServeConfig, *, verbose: bool = False) -> Iterator[str]:
             "(tomoray token NAME --file FILE makes it), or auth in the config"
         )
     for model in config.served:
-        open_run(model.source)  # before Ray starts, so that a wrong name is told at once
+        open_model(model.source, ensemble=model.ensemble)  # before Ray starts, so that a wrong name is told at once
     outer = inner = (config.host, _free_port(config.host, config.port))
     if config.tls.certificate:
         inner = ("127.0.0.1", _free_port("127.0.0.1", 0))

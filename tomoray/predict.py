@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import combinations
-from math import log
+from math import log, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from tomoray.inference.scan_input import ScanInput, Voxels, window_starts
 from tomoray.networks import build_network
 from tomoray.runs import Run, open_run
 from tomoray.training.config import TrainConfig
-from tomoray.transforms import Taps, linear_taps, resample
+from tomoray.transforms import Taps, linear_taps, resample, target_grid
 from tomoray.volume import Mask
 
 _ALIKE = ("labels", "contains", "spacing_zyx_mm", "hu_window", "patch_zyx")  # of runs that are asked together
@@ -153,6 +153,14 @@ class Segmenter:
                 needed = back_z(z, 1).start
                 kept, first = kept[:, needed - first :].clone(), needed
         return Segmented(classes_zyx=classes, uncertainty_zyx=unsure)
+
+    def working_bytes(self, geometry: Geometry) -> int:
+        """Memory that `find` takes for a scan, without its voxels and the network: a slab, and a byte a voxel."""
+        grid, patch = target_grid(geometry, self.config.spacing_zyx_mm), self.config.patch_zyx
+        plane = max(grid.shape_zyx[1], patch[1]) * max(grid.shape_zyx[2], patch[2])
+        stored = int(prod(grid.stored_shape_zyx[1:]) * (patch[0] + 1) * max(1.0, grid.step_zyx[0]) * 2)
+        slabs = 4 * (2 * len(self.config.labels) + 5) * plane * patch[0]
+        return prod(geometry.shape_zyx) + stored + slabs
 
     def mask(self, classes_zyx: npt.NDArray[np.uint8], name: str) -> Mask:
         """The mask of a label, with those that it contains: uint8, 0 or 1, of the shape of `classes_zyx`."""

@@ -43,9 +43,12 @@ class ModelConfig(Config):
         min_replicas: 0 lets the model go while nobody asks; the next request then waits for it.
         target_ongoing_requests: of each replica, on average; more of them call for another replica.
         windows_at_once: the most windows, of whatever requests, that go through the network together.
-        requests_at_once: the most requests of one replica whose windows are mixed; each holds its scan in memory.
+        requests_at_once: the most requests of one replica whose windows are mixed.
+        memory_mb: what these may take together while they are worked on, besides the network and voxels that were sent;
+            a scan that takes more is worked on alone.
         queue: requests that may wait for a replica; more are told to come back.
-        downscale_delay_s: how long a replica may idle before it goes.
+        upscale_delay_s: how long there are too many requests before a replica is added; the first comes at once.
+        downscale_delay_s: how long there are too few before a replica goes.
         multiplexed: share one deployment with all other models that say so, loaded when they are asked for.
     """
 
@@ -61,7 +64,9 @@ class ModelConfig(Config):
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 2.0
     windows_at_once: Positive = 4
     requests_at_once: Positive = 4
+    memory_mb: Positive = 1500
     queue: Annotated[int, Field(ge=0)] = 32
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0
     downscale_delay_s: Annotated[float, Field(gt=0)] = 600.0
     multiplexed: bool = False
     canary: CanaryConfig | None = None

@@ -72,6 +72,9 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
+            if lane.closed:
+                asked.answer.cancel()
+                return
             lane.asked.append(asked)
             if lane not in self._lanes:
                 self._lanes.append(lane)
@@ -80,6 +83,7 @@ class Batcher:
     def drop(self, lane: Lane) -> None:
         """Forget what a lane has waiting."""
         with self._changed:
+            lane.closed = True
             dropped = [asked.answer for asked in lane.asked]
             lane.asked.clear()
             if lane in self._lanes:
@@ -132,20 +136,22 @@ class Batcher:
 
 
 class Lane:
-    """One request's place in the round: an `Infer`."""
+    """One request's place in the round: an `Infer`. Counts its windows."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
         self.asked: deque[_Asked] = deque()
+        self.closed, self.windows = False, 0
 
     def __call__(self, inputs: Tensors) -> Future[Tensors]:
         """Hand in windows, a row each; one window in a batch beside those of others."""
+        self.windows += len(inputs[0])
         asked = _Asked(inputs=inputs, answer=Future())
         self._batcher.add(self, asked)
         return asked.answer
 
     def close(self) -> None:
-        """Drop what waits; its futures are cancelled."""
+        """Drop what waits and what may come; its futures are cancelled."""
         self._batcher.drop(self)
 
 
