@@ -8,13 +8,15 @@ from typing import Any, Protocol
 
 import torch
 
-from serving.messages import Explanation, Finding, Segmentation
+from serving.messages import Box, Classification, Detections, Explanation, Finding, Segmentation
 from serving.schemas import Operation
 from tomoray.archive import Scan
 from tomoray.errors import Usage
 from tomoray.geometry import Geometry
 from tomoray.inference.batcher import Forward, Infer
-from tomoray.inference.models import BackendName, Model, compile_segmenter
+from tomoray.inference.classifier import ScanClassifier
+from tomoray.inference.detector import ScanDetector
+from tomoray.inference.models import BackendName, Model, compile_segmenter, read_weights
 from tomoray.inference.scan_input import Voxels
 
 OPERATIONS: dict[str, Operation] = {"segmentation": "segment", "classification": "classify", "detection": "detect"}
@@ -64,7 +66,11 @@ class Finder(Protocol):
 
 def load_finder(model: Model, backend: BackendName, device: str) -> Finder:
     """Read, compile and check a model. Raises `Fatal`."""
-    return {"segmentation": _Segmenting}[model.config.task](model, backend, device)
+    if model.config.task == "segmentation":
+        return _Segmenting(model, backend, device)
+    if backend not in ("auto", "torch"):
+        raise Usage(f"{model.url}: {model.config.task} is run by torch; leave backend out")
+    return {"classification": _Classifying, "detection": _Detecting}[model.config.task](model, device)
 
 
 class _Segmenting:
@@ -93,3 +99,58 @@ class _Segmenting:
         found = segmenter.find(image, geometry, infer, advance=advance, uncertainty=explain is not None)
         packed: dict[str, Any] = {name: segmenter.packed(found.classes_zyx, name) for name in segmenter.config.labels}
         return partial(Segmentation, packed=packed, map_zyx=found.uncertainty_zyx)
+
+
+class _Classifying:
+    step, backend = "classify", "torch"
+
+    def __init__(self, model: Model, device: str) -> None:
+        self._classifier = ScanClassifier(model.config, read_weights(model), device)
+        self.forward, self.working_bytes = self._classifier.forward, self._classifier.working_bytes
+
+    def find(
+        self,
+        image: Voxels,
+        geometry: Geometry,
+        infer: Infer,
+        advance: Callable[[int, int], None],
+        *,
+        scan: Scan | None,
+        explain: Explanation | None,
+    ) -> Told:
+        if explain not in (None, "gradcam", "occlusion"):
+            raise Usage(f"a classification is explained by gradcam or occlusion, not by {explain}")
+        classifier, info = self._classifier, scan.info if scan is not None else None
+        found = classifier.find(image, geometry, infer, info, advance)
+        likeliest, drawn = max(found, key=lambda name: found[name]), None
+        if explain == "gradcam":
+            drawn = classifier.gradcam(image, geometry, info, likeliest)
+        elif explain == "occlusion":
+            drawn = classifier.occlusion(image, geometry, infer, info, likeliest)
+        return partial(Classification, probabilities=found, map_zyx=drawn)
+
+
+class _Detecting:
+    step, backend = "detect", "torch"
+
+    def __init__(self, model: Model, device: str) -> None:
+        self._detector = ScanDetector(model.config, read_weights(model), device)
+        self.forward, self.working_bytes = self._detector.forward, self._detector.working_bytes
+
+    def find(
+        self,
+        image: Voxels,
+        geometry: Geometry,
+        infer: Infer,
+        advance: Callable[[int, int], None],
+        *,
+        scan: Scan | None,
+        explain: Explanation | None,
+    ) -> Told:
+        if explain is not None:
+            raise Usage("a detection has no explanation besides its boxes; leave explain out")
+        boxes = [
+            Box(label=box.label, center_lps_mm=box.center_lps_mm, size_mm=box.size_mm, probability=box.score)
+            for box in self._detector.find(image, geometry, infer, advance)
+        ]
+        return partial(Detections, boxes=boxes)

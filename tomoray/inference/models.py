@@ -108,6 +108,14 @@ def compile_segmenter(
     return Segmenter(compiled.forward, model.config), compiled
 
 
+def read_weights(model: Model) -> dict[str, Any]:
+    """The weights of a single run, by name. Raises `Usage` for anything else, and `Fatal` where they are damaged."""
+    if len(model.runs) != 1:
+        raise Usage(f"{model.url}: a model of {model.config.task} is one run, not an ensemble or a file")
+    weights: dict[str, Any] = torch.load(io.BytesIO(model.runs[0].read_model()), map_location="cpu", weights_only=True)
+    return weights
+
+
 def _probabilities(model: Model) -> nn.Module:
     if model.runs:
         return Probabilities([load_network(run) for run in model.runs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from tomoray.training.config import TrainConfig
 NETWORK = "network"
 
 _UNKNOWN = -100  # what `cross_entropy` passes over
-_SEXES = {"F": 0.0, "M": 1.0}
+SEXES = {"F": 0.0, "M": 1.0}
 
 
 class Classification:
@@ -47,7 +47,6 @@ class Classification:
         assert config.classification is not None  # TrainConfig sees to it
         self._config = config
         self._settings = config.classification
-        self._classes = 2 if self._settings.label is not None else len(self._settings.classes)
         stored = [row for row in rows if row["status"] == "stored"]
         self._targets = {row["scan_id"]: self._target(row) for row in stored}
         self._clinical = {row["scan_id"]: _numbers(row, self._settings.clinical) for row in stored}
@@ -58,19 +57,7 @@ class Classification:
 
     def build_networks(self) -> dict[str, nn.Module]:
         """One network, DenseNet features of the patch beside the clinical numbers."""
-        flat = self._config.patch_zyx[0] == 1
-        build = {"densenet121": densenet121, "small": small_densenet}[self._settings.network]
-        image, features = build(flat=flat, norm=self._settings.norm)
-        network = Classifier(
-            image,
-            features,
-            self._classes,
-            clinical_mean=self._mean,
-            clinical_std=self._std,
-            flat=flat,
-            dropout=self._settings.dropout,
-        )
-        return {NETWORK: network}
+        return {NETWORK: build_classifier(self._config, self._mean, self._std)}
 
     def loss(self, networks: Networks, batch: Batch, training: str) -> Tensor:
         """Cross-entropy, averaged over the patches whose class is known; 0 where none is."""
@@ -97,7 +84,7 @@ class Classification:
             return {"probabilities": probabilities.tolist(), "truth": patches.tolist()}
         by_label = self._settings.label is not None
         truth = int(patches.max()) if by_label else self._targets.get(scan_id, _UNKNOWN)
-        return {"probabilities": [self._pooled(probabilities).tolist()], "truth": [truth]}
+        return {"probabilities": [pooled(probabilities, self._settings.pool).tolist()], "truth": [truth]}
 
     def score(self, found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """`balanced_accuracy`, `accuracy` and `auroc`, beside them what naming the commonest class would give.
@@ -150,19 +137,39 @@ class Classification:
         told = [self._clinical.get(scan_id, unknown) for scan_id in scan_ids]
         return torch.tensor(told, dtype=torch.float32, device=device).reshape(len(scan_ids), -1)
 
-    def _pooled(self, probabilities: Tensor) -> Tensor:
-        """One row of probabilities for all patches of a scan."""
-        if self._settings.pool == "mean":
-            return probabilities.mean(dim=0)
-        highest = probabilities.amax(dim=0)
-        if self._classes == 2:  # the patch surest of class 1 speaks for the scan
-            return torch.stack([1 - highest[1], highest[1]])
-        return highest / highest.sum()
+
+def build_classifier(config: TrainConfig, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+    """The network of a config, with random weights.
+
+    Args:
+        config: with a section `classification`.
+        mean: of each clinical number, over the scans that train.
+        std: its standard deviation.
+    """
+    settings = config.classification
+    assert settings is not None  # TrainConfig sees to it
+    flat = config.patch_zyx[0] == 1
+    build = {"densenet121": densenet121, "small": small_densenet}[settings.network]
+    image, features = build(flat=flat, norm=settings.norm)
+    classes = 2 if settings.label is not None else len(settings.classes)
+    return Classifier(
+        image, features, classes, clinical_mean=mean, clinical_std=std, flat=flat, dropout=settings.dropout
+    )
+
+
+def pooled(probabilities: Tensor, pool: Literal["mean", "max"]) -> Tensor:
+    """One row of probabilities for all patches of a scan, `(patches, classes)`."""
+    if pool == "mean":
+        return probabilities.mean(dim=0)
+    highest = probabilities.amax(dim=0)
+    if len(highest) == 2:  # the patch surest of class 1 speaks for the scan
+        return torch.stack([1 - highest[1], highest[1]])
+    return highest / highest.sum()
 
 
 def _numbers(row: Mapping[str, Any], columns: Sequence[Clinical]) -> list[float]:
     """Clinical columns as numbers, NaN where missing; of sex, F is 0 and M is 1."""
-    values = [_SEXES.get(row["sex"]) if column == "sex" else row[column] for column in columns]
+    values = [SEXES.get(row["sex"]) if column == "sex" else row[column] for column in columns]
     return [nan if value is None else float(value) for value in values]
 
 

@@ -68,7 +68,7 @@ class Detection:
     def loss(self, networks: Networks, batch: Batch, training: str) -> Tensor:
         """Focal loss of every anchor and smooth L1 of the lesions' boxes, each per anchor that has a lesion."""
         image, patches = self._cropped(batch)
-        logits, offsets, anchors, places = self._answers(networks[training], image)
+        logits, offsets, anchors, places = self.answers(networks[training], image)
         wanted_class = torch.zeros_like(logits)
         wanted_offsets, found_offsets = [], []
         for n, patch in enumerate(patches[:, 0].cpu().numpy()):
@@ -160,7 +160,7 @@ class Detection:
             classes.append(patch)
         return torch.stack(images), torch.stack(classes)
 
-    def _answers(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    def answers(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Of a batch: logits (n, anchors, classes), offsets (n, anchors, 6), anchors (anchors, 6), places per level."""
         maps = network(image)
         anchors = self._anchors(image, maps["classification"])[0]
@@ -178,24 +178,24 @@ class Detection:
         device = next(network.parameters()).device
         shape_zyx = grid_shape_zyx(archive, scan_id, self._config)
         classes_zyx = np.zeros(shape_zyx, np.uint8)
-        low, high = _realms(shape_zyx, self._config)
+        low, high = realms(shape_zyx, self._config)
         boxes, scores, kinds = [torch.empty(0, 6)], [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
         for windows in scan_windows(archive, scan_id, self._config, device):
-            logits, offsets, anchors, _ = self._answers(network, windows.image)
+            logits, offsets, anchors, _ = self.answers(network, windows.image)
             for n, corner in enumerate(windows.corners_zyx):
                 at = tuple(slice(c, c + side) for c, side in zip(corner, self._config.patch_zyx, strict=True))
                 inside = classes_zyx[at]
                 inside[...] = windows.classes[n, 0, : inside.shape[0], : inside.shape[1], : inside.shape[2]].cpu()
-                found, sure, kind = self._window_boxes(logits[n], offsets[n], anchors)
+                found, sure, kind = self.window_boxes(logits[n], offsets[n], anchors)
                 found = found + torch.tensor(corner * 2)
                 centres = (found[:, :3] + found[:, 3:]) / 2
                 mine = ((centres >= low[corner]) & (centres < high[corner])).all(dim=1)
                 boxes.append(found[mine])
                 scores.append(sure[mine])
                 kinds.append(kind[mine])
-        return *self._merged(torch.cat(boxes), torch.cat(scores), torch.cat(kinds)), classes_zyx
+        return *self.merged(torch.cat(boxes), torch.cat(scores), torch.cat(kinds)), classes_zyx
 
-    def _window_boxes(self, logits: Tensor, offsets: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def window_boxes(self, logits: Tensor, offsets: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The surest boxes of one window, with scores and classes, on the CPU."""
         scores = logits.sigmoid().flatten()
         sure, at = scores.topk(min(_PER_WINDOW, len(scores)))
@@ -206,7 +206,7 @@ class Detection:
         at = at[torch.as_tensor(kept)]
         return torch.as_tensor(clipped).cpu(), scores[at].cpu(), (at % self._classes).cpu()
 
-    def _merged(self, boxes: Tensor, scores: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def merged(self, boxes: Tensor, scores: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of boxes of one class that overlap, the surest; sorted by score."""
         kept = []
         for number in range(self._classes):
@@ -243,7 +243,7 @@ def _focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return weight * (1 - right) ** _GAMMA * entropy
 
 
-def _realms(shape_zyx: Zyx, config: TrainConfig) -> tuple[dict[Zyx, Tensor], dict[Zyx, Tensor]]:
+def realms(shape_zyx: Zyx, config: TrainConfig) -> tuple[dict[Zyx, Tensor], dict[Zyx, Tensor]]:
     """For each window's corner, where the centres of its own boxes lie: from, and up to, in voxels of the grid."""
     corners = window_corners(shape_zyx, config.patch_zyx, config.overlap)
     starts = [sorted({corner[axis] for corner in corners}) for axis in range(3)]
