@@ -9,16 +9,21 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from serving.canary import Canary
 from serving.entrance import entrance
 from serving.model import ModelServer, served_model
+from serving.schemas import ServedModel
+from serving.shared import DEPLOYMENT, SharedModels
 from tomoray import settings
 from tomoray.errors import Fatal, Usage
 from tomoray.inference.models import Model
-from tomoray.serving_config import ModelConfig, ServeConfig
+from tomoray.serving_config import CanaryConfig, ModelConfig, ServeConfig
 from tomoray.storage import open_store
 
 DRAIN_S = 600.0  # a replica that goes ends the scans it has begun
-model_deployment = serve.deployment(graceful_shutdown_timeout_s=DRAIN_S, health_check_timeout_s=60)(ModelServer)
+_drains = serve.deployment(graceful_shutdown_timeout_s=DRAIN_S, health_check_timeout_s=60)
+model_deployment, shared_deployment = _drains(ModelServer), _drains(SharedModels)
+canary_deployment = serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Canary)
 
 
 def app(config: ServeConfig) -> serve.Application:
@@ -26,22 +31,59 @@ def app(config: ServeConfig) -> serve.Application:
 
     `host` and `port` belong to whoever starts Ray Serve; they are not read here.
     """
-    models, handles, opened = {}, {}, []
+    models, handles, opened, shared = {}, {}, [], {}
     for wanted in config.served:
         served, model = served_model(wanted)
         if served.name in models:
             raise Usage(f"two models are called {served.name}; give one of them another name")
-        resources = _replica_resources(wanted)
-        deployment = model_deployment.options(
-            name=f"model-{served.name}",
-            max_ongoing_requests=wanted.requests_at_once,
-            max_queued_requests=wanted.queue,
-            ray_actor_options={**resources, "runtime_env": {"env_vars": settings.serving_environment()}},
-            **_scaling(wanted),
-        )
         models[served.name], opened = served, [*opened, model]
-        handles[served.name] = deployment.bind(wanted, served, "cuda" if resources["num_gpus"] else "cpu")
+        if wanted.multiplexed:
+            shared[served.name] = (wanted, served)
+        elif wanted.canary is not None:
+            handles[served.name] = _in_trial(wanted, served, wanted.canary)
+        else:
+            handles[served.name] = _deployed(f"model-{served.name}", wanted, served)
+    handles |= dict.fromkeys(shared, _shared(shared)) if shared else {}
     return entrance(config, models, handles, _archives(config, opened))
+
+
+def _deployed(name: str, model: ModelConfig, served: ServedModel) -> serve.Application:
+    options = _options(model)
+    device = "cuda" if options["ray_actor_options"]["num_gpus"] else "cpu"
+    return model_deployment.options(name=name, **options).bind(model, served, device)
+
+
+def _in_trial(model: ModelConfig, served: ServedModel, canary: CanaryConfig) -> serve.Application:
+    """Both deployments, and what stands before them. Raises `Usage` where the newer one finds something else."""
+    newer = model.model_copy(update={"source": canary.source, "sha256": canary.sha256, "ensemble": []})
+    told = served_model(newer)[0]
+    for field in ("operation", "labels"):
+        if getattr(told, field) != getattr(served, field):
+            raise Usage(f"canary {canary.source} has {field} {getattr(told, field)}, {model.source} has others")
+    name = f"model-{served.name}"
+    older = _deployed(name, model, served)
+    return canary_deployment.options(name=f"{name}-trial").bind(
+        served.name, canary, older, _deployed(f"{name}-newer", newer, told.model_copy(update={"name": served.name}))
+    )
+
+
+def _shared(models: dict[str, tuple[ModelConfig, ServedModel]]) -> serve.Application:
+    """One deployment for all; the first of them says how it scales."""
+    first = next(iter(models.values()))[0]
+    options = _options(first)
+    device = "cuda" if options["ray_actor_options"]["num_gpus"] else "cpu"
+    return shared_deployment.options(name=DEPLOYMENT, **options).bind(models, device)
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    """What Ray Serve is told of a deployment of a model."""
+    env = {"runtime_env": {"env_vars": settings.serving_environment()}}
+    return {
+        "max_ongoing_requests": model.requests_at_once,
+        "max_queued_requests": model.queue,
+        "ray_actor_options": {**_replica_resources(model), **env},
+        **_scaling(model),
+    }
 
 
 def _scaling(model: ModelConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from serving.messages import ArchivedScan, Finding, Progress, Request
 from serving.references import Places
 from serving.results import Result, read_archived
 from serving.schemas import ServedModel
+from serving.shared import DEPLOYMENT
 from tomoray.errors import Fatal, TooLarge
 from tomoray.ingest.loader import LoadedScan
 from tomoray.ingest.uploads import read_nifti, read_study, read_zip
@@ -102,9 +103,10 @@ class Examiner:
         read_s = time.perf_counter() - start
         archived = scan.scan if isinstance(scan.scan, ArchivedScan) else None
         request = Request(scan=scan.scan, explain=accepted.explain)
-        finding = await _ask(self.handles[accepted.model], request, on_progress)
+        model = self.models[accepted.model]
+        finding = await _ask(self.handles[model.name], request, on_progress, model.name)
         result = Result(
-            model=self.models[accepted.model],
+            model=model.model_copy(update={"sha256": finding.sha256 or model.sha256}),
             finding=finding,
             archived=archived,
             sent_headers=scan.headers,
@@ -158,8 +160,9 @@ class Examiner:
         return read_study(files, self.max_bytes, self.pseudonyms)
 
 
-async def _ask(handle: DeploymentHandle[Any], request: Request, on_progress: OnProgress) -> Finding:
-    answers = handle.options(stream=True).find.remote(request)
+async def _ask(handle: DeploymentHandle[Any], request: Request, on_progress: OnProgress, name: str) -> Finding:
+    shared = {"multiplexed_model_id": name} if handle.deployment_name == DEPLOYMENT else {}
+    answers = handle.options(stream=True, **shared).find.remote(request)
     try:
         async for answer in answers:
             if isinstance(answer, Finding):

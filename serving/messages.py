@@ -68,6 +68,7 @@ class Finding:
         header: of the archived scan, as it was archived; empty for one that was sent.
         seconds: by step.
         map_zyx: what was asked for as explanation, float16 0 to 1, on the scan's own grid; None: nothing was.
+        sha256: of the weights that answered, where they may be others than those of `/v1/models`: a canary's.
     """
 
     geometry: Geometry
@@ -75,6 +76,7 @@ class Finding:
     header: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     map_zyx: npt.NDArray[np.float16] | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,6 +53,7 @@ class ModelServer:
         model = open_model(config.source, sha256=expected.sha256, ensemble=config.ensemble)
         self._finder: Finder = load_finder(model, config.backend, device)
         self._batcher = Batcher(self._finder.forward, config.windows_at_once)
+        self._sha256 = model.sha256
         self._room = Room(config.memory_mb * 1_000_000)
         self._threads = ThreadPoolExecutor(config.requests_at_once, "request")
         logger.info("%s runs by %s, %.1f s", expected.name, self._finder.backend, time.perf_counter() - start)
@@ -87,7 +88,8 @@ class ModelServer:
                 finding = work.result()
             finally:
                 lane.close()
-                self._windows.inc(lane.windows)
+                if lane.windows:
+                    self._windows.inc(lane.windows)
         self._seconds.observe(time.perf_counter() - start)
         yield finding
 
@@ -101,7 +103,8 @@ class ModelServer:
         start = time.perf_counter()
         found = self._finder.find(image, geometry, lane, advance, scan=scan, explain=request.explain)
         known: dict[str, Any] = {} if scan is None else {"info": scan.info, "header": scan.header}
-        return found(geometry=geometry, seconds={self._finder.step: time.perf_counter() - start}, **known)
+        seconds = {self._finder.step: time.perf_counter() - start}
+        return found(geometry=geometry, sha256=self._sha256, seconds=seconds, **known)
 
 
 def served_model(config: ModelConfig) -> tuple[ServedModel, Model]:

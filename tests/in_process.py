@@ -26,6 +26,7 @@ MB = 1_000_000
 class Model:
     """Called as a deployment's handle is."""
 
+    deployment_name = "model-left"
     find = property(lambda self: self)
 
     def options(self, **_):

@@ -202,8 +202,8 @@ class _Drawing:
 def _without_inplace(network: Classifier) -> Classifier:
     """Activations apart from what they are made of, which gradients at a layer want."""
     for module in network.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
+        if "inplace" in vars(module):
+            vars(module)["inplace"] = False
     return network
 
 
