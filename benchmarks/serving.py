@@ -16,6 +16,7 @@ import io
 import json
 import resource
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -263,6 +264,8 @@ def _peak_mb() -> int:
 def main() -> None:
     """Measure what the command line names, and print it as JSON."""
     warnings.simplefilter("ignore")
+    sys.path.pop(0)  # this folder, in which `serving` is this file; Ray would show it to its workers as well
+    sys.argv[0] = str(Path(__file__).parents[1] / "serving-benchmark")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["network", "endpoint", "memory"])
     parser.add_argument("--shape", type=int, nargs=3, default=[96, 192, 192])
