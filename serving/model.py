@@ -126,7 +126,7 @@ def served_model(config: ModelConfig) -> tuple[ServedModel, Model]:
             sha256=model.sha256,
             version=__version__,
             operation=OPERATIONS[task],
-            calibrated=None if task == "segmentation" else False,
+            calibrated=None if task == "segmentation" else model.temperature is not None,
         ),
         model,
     )

@@ -105,7 +105,7 @@ class _Classifying:
     step, backend = "classify", "torch"
 
     def __init__(self, model: Model, device: str) -> None:
-        self._classifier = ScanClassifier(model.config, read_weights(model), device)
+        self._classifier = ScanClassifier(model.config, read_weights(model), device, temperature=model.temperature)
         self.forward, self.working_bytes = self._classifier.forward, self._classifier.working_bytes
 
     def find(

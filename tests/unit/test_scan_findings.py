@@ -13,6 +13,7 @@ from tomoray.inference.classifier import ScanClassifier
 from tomoray.inference.detector import ScanDetector, _on_scan
 from tomoray.inference.scan_input import ArchivedVoxels
 from tomoray.tasks.choice import make_task
+from tomoray.tasks.scores import temperature, with_temperature
 from tomoray.training.config import TrainConfig
 from tomoray.transforms import target_grid
 
@@ -115,3 +116,27 @@ def test_occlusion_is_hot_where_hiding_takes_the_class_away():
     heat = ScanClassifier(wanted, weights_of(wanted)[1]).occlusion(image, geometry, infer, None, "M")
     assert heat[4:8, 8:12, 20:24].min() == 1
     assert heat[4:8, 8:12, :16].max() == 0
+
+
+def test_a_temperature_makes_sure_networks_as_unsure_as_they_should_be():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (4000, 2))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = [int(rng.random() < p) for p in true[:, 1]]
+    sure = with_temperature(true, 1 / 3)
+    found = temperature(sure, truth)
+    assert 2.6 < found < 3.4
+    np.testing.assert_allclose(with_temperature(sure, found), true, atol=0.05)
+
+
+def test_a_classifier_is_calibrated_by_the_temperature_of_its_validation(archive):
+    wanted = config(**SEX, patch_zyx=[1, 24, 24])
+    weights, scan = weights_of(wanted)[1], archive.scan(SCAN)
+    found = []
+    for by in (None, 5.0):
+        classifier = ScanClassifier(wanted, weights, temperature=by)
+        infer = at_once(classifier.forward)
+        found.append(classifier.find(ArchivedVoxels(scan), scan.geometry, infer, scan.info))
+    plain, calibrated = ([each[name] for name in ("F", "M")] for each in found)
+    np.testing.assert_allclose(calibrated, with_temperature([plain], 5.0)[0])
+    assert abs(calibrated[0] - 0.5) < abs(plain[0] - 0.5)

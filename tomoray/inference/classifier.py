@@ -25,6 +25,7 @@ from tomoray.inference.backends import eager
 from tomoray.inference.batcher import Infer
 from tomoray.inference.scan_input import ScanInput, Voxels, window_corners
 from tomoray.tasks.classification import SEXES, build_classifier, pooled
+from tomoray.tasks.scores import with_temperature
 from tomoray.training.config import TrainConfig
 from tomoray.transforms import Grid, linear_taps, resample
 from tomoray.volume import ScanInfo
@@ -43,11 +44,20 @@ class ScanClassifier:
         config: how it was trained.
         weights: of the network.
         device: where it runs.
+        temperature: of the calibration, as validation found it; None: probabilities stay as the network gives them.
     """
 
-    def __init__(self, config: TrainConfig, weights: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        weights: dict[str, Tensor],
+        device: str | torch.device = "cpu",
+        *,
+        temperature: float | None = None,
+    ) -> None:
         assert config.classification is not None  # TrainConfig sees to it
         self.config, self._settings = config, config.classification
+        self._temperature = temperature
         n = len(self._settings.clinical)
         network = build_classifier(config, [0.0] * n, [1.0] * n)  # the weights bring both with them
         network.load_state_dict(weights)
@@ -80,8 +90,10 @@ class ScanClassifier:
             found.append(infer((self._cut(scan, some), told.expand(len(some), -1))).result()[0])
             if advance is not None:
                 advance(sum(map(len, found)), len(corners))
-        probabilities = pooled(torch.cat(found), self._settings.pool)
-        return dict(zip(self.classes, probabilities.tolist(), strict=True))
+        probabilities = pooled(torch.cat(found), self._settings.pool)[None].double().numpy()
+        if self._temperature is not None:
+            probabilities = with_temperature(probabilities, self._temperature)
+        return dict(zip(self.classes, probabilities[0].tolist(), strict=True))
 
     def gradcam(self, image: Voxels, geometry: Geometry, info: ScanInfo | None, name: str) -> npt.NDArray[np.float16]:
         """Where the network looked for a class (Selvaraju et al., ICCV 2017), 0 to 1, on the scan's own grid."""

@@ -51,6 +51,14 @@ class Model:
     store: Store | None = None
     key: str = ""
 
+    @property
+    def temperature(self) -> float | None:
+        """What a classifier's probabilities are calibrated with; None where validation was too small for one."""
+        if self.config.task != "classification" or not self.runs:
+            return None
+        found = (self.runs[0].metrics.get("validation") or {}).get("temperature")
+        return None if found is None else float(found)
+
     def read(self) -> bytes:
         """The file of a bundle or ONNX model. Raises `Fatal` where it is not the one that `sha256` names."""
         assert self.store is not None  # a run reads its own

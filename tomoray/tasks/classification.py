@@ -17,12 +17,13 @@ from tomoray.classifiers import Classifier, densenet121, small_densenet
 from tomoray.errors import Fatal
 from tomoray.patches import Batch
 from tomoray.tasks.config import Clinical
-from tomoray.tasks.scores import auroc, balanced_accuracy
+from tomoray.tasks.scores import auroc, balanced_accuracy, temperature
 from tomoray.tasks.task import Networks
 from tomoray.tasks.whole_scans import scan_windows
 from tomoray.training.config import TrainConfig
 
 NETWORK = "network"
+CALIBRATED_FROM = 20  # cases; of fewer, one wrong one makes the temperature
 
 _UNKNOWN = -100  # what `cross_entropy` passes over
 SEXES = {"F": 0.0, "M": 1.0}
@@ -89,7 +90,8 @@ class Classification:
     def score(self, found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """`balanced_accuracy`, `accuracy` and `auroc`, beside them what naming the commonest class would give.
 
-        `auroc` is absent where the cases are all of one class. Cases of unknown class are passed over.
+        `auroc` is absent where the cases are all of one class, `temperature`, which serving calibrates with, where they
+        are fewer than 20. Cases of unknown class are passed over.
         """
         cases = [case for scan in found for case in zip(scan["probabilities"], scan["truth"], strict=True)]
         known = [(probabilities, truth) for probabilities, truth in cases if truth != _UNKNOWN]
@@ -104,6 +106,8 @@ class Classification:
             "accuracy": float(np.mean(np.array(guessed) == truth)),
             "accuracy/majority": float(np.mean(np.array(truth) == commonest)),
         }
+        if len(truth) >= CALIBRATED_FROM:
+            scores["temperature"] = temperature(probabilities, truth)
         area = auroc(probabilities, truth)
         return scores if area is None else {**scores, "auroc": area}
 
