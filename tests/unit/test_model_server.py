@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.app import _scaling, app
 from serving.canary import Canary
 from serving.messages import ArchivedScan, Progress, Request, Segmentation
 from serving.model import ModelServer, served_model
@@ -20,7 +21,7 @@ from tomoray.errors import Fatal, Reason, Refused, Usage
 from tomoray.inference.models import compile_segmenter, open_model
 from tomoray.networks import build_network
 from tomoray.runs import begin_run, finish_run
-from tomoray.serving_config import CanaryConfig, ModelConfig
+from tomoray.serving_config import CanaryConfig, ModelConfig, ServeConfig
 from tomoray.storage import open_store
 from tomoray.training.config import TrainConfig
 
@@ -192,3 +193,31 @@ def test_a_refused_scan_is_not_the_canarys_fault(archive):
         with pytest.raises(Refused):
             asyncio.run(answers_of(canary, asked(archive)))
     assert (newer.asked, older.asked, canary.ended) == (10, 0, False)
+
+
+def test_replicas_follow_requests_from_zero_on_and_a_fixed_number_stays():
+    follows = _scaling(ModelConfig(source="run", min_replicas=0, max_replicas=4, downscale_delay_s=30))
+    scaling = follows["autoscaling_config"]
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (0, 4, 30)
+    assert scaling.initial_replicas is None, "with it none ever start from zero"
+    assert _scaling(ModelConfig(source="run", min_replicas=2, max_replicas=2)) == {"num_replicas": 2}
+
+
+def test_two_models_of_one_name_are_refused(run, tmp_path):
+    model = {"source": run.store.url}
+    queue = {"url": str(tmp_path / "queue.sqlite")}
+    with pytest.raises(Usage, match="two models are called run; give one of them another name"):
+        app(ServeConfig(models=[model, model], queue=queue))
+    assert app(ServeConfig(models=[model, {**model, "name": "other", "multiplexed": True}], queue=queue))
+
+
+def test_a_canary_for_other_labels_is_refused(run, tmp_path):
+    config = {**run.config.model_dump(mode="json"), "labels": ["liver"], "out": str(tmp_path / "liver")}
+    other = open_store(str(tmp_path / "liver"))
+    split = Split(train=("p1",), validation=(), test=())
+    begin_run(other, TrainConfig.model_validate(config), split)
+    other.write("checkpoints/step-00000001/model.pt", run.read_model())
+    finish_run(other, TrainConfig.model_validate(config), split, {})
+    model = {"source": run.store.url, "canary": {"source": other.url}}
+    with pytest.raises(Usage, match="has labels"):
+        app(ServeConfig(models=[model], queue={"url": str(tmp_path / "queue.sqlite")}))
