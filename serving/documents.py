@@ -91,8 +91,10 @@ def _success(route: str) -> dict[int | str, dict[str, Any]]:
     if route == "image":
         return {200: {"description": "int16 HU", "content": {NIFTI: {"schema": _BINARY, "example": "a .nii.gz file"}}}}
     if route == "events":
-        example = 'event: progress\ndata: {"id": "q1Zr0xkOQ2yTjXg3", "state": "running", …}\n\n'
-        content = {"text/event-stream": {"schema": {"type": "string"}, "example": example}}
+        job = {"type": "string", "description": "the job as JSON (JobReply)"}
+        schema = {"type": "object", "properties": {"event": {"type": "string"}, "data": job}}
+        example = {"event": "progress", "data": '{"id": "q1Zr0xkOQ2yTjXg3", "state": "running", …}'}
+        content = {"text/event-stream": {"schema": schema, "example": example}}
         return {200: {"description": "The job, each time it has changed.", "content": content}}
     if route == "ready":
         return {200: {"model": Health, "description": "The queue answers."}}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
@@ -41,6 +43,8 @@ from tomoray import __version__, settings
 from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.serving_config import AuditConfig, ServeConfig
 
+logger = logging.getLogger("ray.serve")
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _OPEN = ("/", "/page/{name}", "/healthz", "/readyz")  # whoever asks; they tell nothing of anybody
@@ -71,7 +75,7 @@ class Gateway:
         self._door = Door(config.auth, config.limits)
         self._audit = Audit(_audit_file(config.audit))
         self._numbers = Numbers(_replica())
-        self._pseudonyms = Pseudonyms(settings.pseudonym_key())
+        self._pseudonyms = Pseudonyms(_audit_key())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; Ray Serve asks for it once in each replica."""
@@ -246,6 +250,14 @@ def _replica() -> str:
         return str(get_replica_context().replica_id.unique_id)
     except RayServeException:  # not in Ray Serve: an application on its own
         return "alone"
+
+
+def _audit_key() -> bytes:
+    try:
+        return settings.pseudonym_key()
+    except OSError as error:  # nowhere to keep one, as in a container whose disk is read only
+        logger.warning("inputs get new pseudonyms in the audit log (%s); set TOMORAY_KEY_FILE", error.strerror)
+        return secrets.token_bytes(32)
 
 
 def _audit_file(config: AuditConfig) -> Path | None:

@@ -58,12 +58,13 @@ class Runner:
     """Works on `at_once` jobs at a time, until its replica ends. A plain class: `serving.app` makes it a deployment."""
 
     def __init__(self, desk: Desk, examiner: Examiner) -> None:
+        self._held: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
         self._settings = desk.settings
         self._queue = open_queue(desk.queue)
         self._vault = Vault(desk.store)
         self._examiner = examiner
         self._holder = secrets.token_hex(8)
-        self._held: set[str] = set()
         self._news = asyncio.Event()
         works = [self._work() for _ in range(self._settings.at_once)]
         self._tasks = [asyncio.create_task(task) for task in (*works, self._tidy())]  # Serve calls this in its loop

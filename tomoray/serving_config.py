@@ -148,6 +148,12 @@ class LimitsConfig(Config):
     in_memory_mb: Positive = 16
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="after")
+    def _lets_something_in(self) -> LimitsConfig:
+        if self.bodies_mb < self.body_mb:
+            raise ValueError(f"bodies_mb {self.bodies_mb} is less than body_mb {self.body_mb}; no body would ever fit")
+        return self
+
 
 class QueueConfig(Config):
     """Where accepted jobs are kept until they are done, and their results.

@@ -110,7 +110,7 @@ class Queue(Protocol):
         """End a job that has not ended; what there is now. None where there is no such job."""
 
     def forget(self, job_id: str) -> None:
-        """Let a job that has ended expire now."""
+        """Remove a job that has ended."""
 
     def purge(self) -> list[str]:
         """Remove jobs that have expired; their ids."""

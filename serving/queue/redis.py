@@ -35,6 +35,12 @@ local function finish(id, state, keep_s)
     redis.call('HSET', job_key(id), 'state', state, 'holder', '', 'finished', number(at), 'expires', expires)
     redis.call('ZADD', key(state), expires, id)
 end
+local function remove(id)
+    local found = redis.call('HMGET', job_key(id), 'state', 'idempotency')
+    if found[2] and found[2] ~= '' then redis.call('HDEL', key('keys'), found[2]) end
+    redis.call('ZREM', key(found[1]), id)
+    redis.call('DEL', job_key(id))
+end
 local function held(id, holder)
     local found = redis.call('HMGET', job_key(id), 'state', 'holder')
     return found[1] == 'running' and found[2] == holder
@@ -120,20 +126,14 @@ _SCRIPTS = {
     """,
     "forget": """
         local id = ARGV[1]
-        local state = redis.call('HGET', job_key(id), 'state')
-        if redis.call('HEXISTS', job_key(id), 'expires') == 0 then return 0 end
-        redis.call('HSET', job_key(id), 'expires', 0)
-        redis.call('ZADD', key(state), 0, id)
+        if redis.call('HEXISTS', job_key(id), 'expires') == 1 then remove(id) end
         return 1
     """,
     "purge": """
         local gone = {}
         for _, state in ipairs({'done', 'failed', 'cancelled'}) do
             for _, id in ipairs(redis.call('ZRANGEBYSCORE', key(state), '-inf', number(now()), 'LIMIT', 0, 1000)) do
-                local idempotency = redis.call('HGET', job_key(id), 'idempotency')
-                if idempotency and idempotency ~= '' then redis.call('HDEL', key('keys'), idempotency) end
-                redis.call('DEL', job_key(id))
-                redis.call('ZREM', key(state), id)
+                remove(id)
                 table.insert(gone, id)
             end
         end

@@ -159,7 +159,7 @@ class SqlQueue:
 
     def forget(self, job_id: str) -> None:
         """`Queue.forget`."""
-        self._changes("UPDATE tomoray_jobs SET expires = 0 WHERE id = :id AND expires IS NOT NULL", {"id": job_id})
+        self._changes("DELETE FROM tomoray_jobs WHERE id = :id AND expires IS NOT NULL", {"id": job_id})
 
     def purge(self) -> list[str]:
         """`Queue.purge`."""

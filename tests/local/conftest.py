@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,21 @@ from tomoray.serving_config import ServeConfig
 from tomoray.storage import open_store
 from tomoray.training.config import TrainConfig
 
+SERVICES = Path(__file__).parents[1] / "services"
+_orthanc = runpy.run_path(str(SERVICES / "orthanc.py"))
+_free_port = runpy.run_path(str(SERVICES / "s3_server.py"))["free_port"]
 JSON, ZIP = "application/json", "application/zip"
 MAX_BODY_MB = 20
 
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """One Ray cluster on this machine for the whole run; its four CPUs are logical."""
-    with local_ray(num_cpus=4):
-        yield
+    """One Ray cluster on this machine for the whole run; its four CPUs are logical. It knows a PACS of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOMORAY_DICOMWEB_USER", _orthanc["USER"])
+        patch.setenv("TOMORAY_DICOMWEB_PASSWORD", _orthanc["PASSWORD"])
+        with local_ray(num_cpus=4):
+            yield
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Served:
     scan_id: str
     archive: Archive
     predictions: Archive
+    pacs_port: int
 
     def segment(self, body, content_type=ZIP, accept=JSON, **parameters):
         headers = {"Content-Type": content_type, "Accept": accept}
@@ -82,10 +90,24 @@ def served(ray_local, tmp_path_factory):
     predict.run(PredictConfig(run=run, archive=archive, part="all"))
     study = Path(patient.folder) / "ct"
     opened = Archive.open(archive)
-    config = ServeConfig(run=run, port=0, cpus=1, limits={"body_mb": MAX_BODY_MB}, queue={"url": str(folder / "queue")})
+    pacs_port = _free_port()
+    pacs = f"http://127.0.0.1:{pacs_port}/dicom-web"
+    config = ServeConfig(
+        run=run,
+        port=0,
+        cpus=1,
+        limits={"body_mb": MAX_BODY_MB},
+        queue={"url": str(folder / "queue"), "lease_s": 2},
+        references={"s3": ["s3://studies/in/"], "dicomweb": {"pacs": pacs}},
+        destinations={
+            "files": {"files": str(folder / "files")},
+            "labels": {"archive": str(folder / "labels")},
+            "pacs": {"stow": pacs},
+        },
+    )
     with serving(config) as url:
         scan_id = next(i for i in opened.scan_ids() if opened.scan(i).info.n_instances == len(list(study.iterdir())))
-        yield Served(url, run, study, scan_id, opened, Archive.open(f"{run}/predictions"))
+        yield Served(url, run, study, scan_id, opened, Archive.open(f"{run}/predictions"), pacs_port)
 
 
 def never_trained(run, archive):

@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tomoray.serving_config import ServeConfig
 
 DICOM, JSON, NIFTI, ZIP = "application/dicom", "application/json", "application/gzip", "application/zip"
 MAX_BODY_MB = 20
-DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +170,21 @@ def test_openapi_describes_every_status_with_an_example(served):
         assert status == "200" or reply["content"][JSON]["example"]["error"]["code"]
 
 
-def test_documented_commands_work(served, tmp_path):
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("serving.md", {"segmentation.dcm", "report.dcm", "segmentation.nii.gz", "metrics.txt", "openapi.json"}),
+        ("serving-jobs.md", {"segmentation.dcm", "scan.nii.gz"}),
+    ],
+)
+def test_documented_commands_work(served, tmp_path, page, made):
     shutil.copytree(served.study, tmp_path / "study")
-    blocks = re.findall(r"```sh\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     script = "set -e\n" + "\n".join(block for block in blocks if "curl" in block)
     script = script.replace("http://127.0.0.1:8000", served.url).replace("$SCAN_ID", served.scan_id)
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert {"segmentation.dcm", "segmentation.nii.gz", "openapi.json"} < {path.name for path in tmp_path.iterdir()}
+    assert made < {path.name for path in tmp_path.iterdir()}
 
 
 def test_run_that_is_none_is_refused_in_one_line(tmp_path):
@@ -185,3 +193,12 @@ def test_run_that_is_none_is_refused_in_one_line(tmp_path):
 
     with pytest.raises(Fatal, match="is not a run; make one with"):
         app(ServeConfig(run=str(tmp_path / "nothing")))
+
+
+def test_documented_python_works(served, tmp_path):
+    shutil.copytree(served.study, tmp_path / "study")
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = code.replace("http://127.0.0.1:8000", served.url)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "segmentation.dcm").read_bytes()[128:132] == b"DICM"

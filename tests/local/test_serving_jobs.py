@@ -3,18 +3,32 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import requests
+from ray.util.state import list_actors
 
+from serving.client import LABELMAP, REPORT, Client
+from tomoray import dicomweb
+from tomoray.archive import Archive
+from tomoray.errors import Refused, Transient, Usage
+
+ORTHANC = Path(__file__).parents[1] / "services" / "orthanc.py"
+_orthanc = runpy.run_path(str(ORTHANC))
 DICOM, JSON, NIFTI, ZIP = "application/dicom", "application/json", "application/gzip", "application/zip"
 
 
-class Client:
+class Hand:
     """The jobs API by hand."""
 
     def __init__(self, served):
@@ -46,7 +60,7 @@ class Client:
 
 @pytest.fixture
 def jobs(served):
-    return Client(served)
+    return Hand(served)
 
 
 def test_job_of_a_sent_study_gives_what_the_direct_route_gives(served, jobs):
@@ -150,3 +164,113 @@ def test_job_that_cannot_be_is_refused_at_once(jobs, ask, status, code):
 def test_unknown_job_is_none(jobs):
     for what in ("", "/events", "/result", "/image"):
         assert jobs.get("nothing", what).json()["error"]["code"] == "unknown_job"
+
+
+def kill(deployment):
+    """Kill -9 the process of one replica."""
+    actors = [
+        actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if f"#{deployment}#" in (actor.name or "")
+    ]
+    os.kill(actors[0].pid, signal.SIGKILL)
+    return actors[0].name
+
+
+@pytest.mark.parametrize("deployment", ["Runner", "Gateway", "SegmentModel"])
+def test_every_accepted_job_ends_once_though_a_replica_is_killed(served, jobs, deployment):
+    client = Client(served.url)
+    submitted = [client.submit("segment", {"scan_id": served.scan_id}) for _ in range(30)]
+    while not any(job.look().state == "running" for job in submitted):
+        time.sleep(0.01)
+    killed = kill(deployment)
+    submitted += [client.submit("segment", {"scan_id": served.scan_id}) for _ in range(10)]
+    labels = {json.dumps(job.wait(within_s=180).result().json()["labels"]) for job in submitted}
+    assert {job.state for job in submitted} == {"done"}
+    assert len(labels) == 1
+    alive = [actor.name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
+    assert killed not in alive
+
+
+def test_client_does_by_itself_what_the_api_asks(served, tmp_path):
+    client = Client(served.url)
+    assert [model["name"] for model in client.models()] == ["run"]
+    assert client.segment(served.study).json()["labels"] == client.segment(served.zipped()).json()["labels"]
+    assert client.segment({"scan_id": served.scan_id}, accept=REPORT).headers["Content-Type"] == DICOM
+    seen = []
+    job = client.submit("segment", served.study, idempotency_key="once").wait(on_progress=seen.append)
+    assert client.submit("segment", served.study, idempotency_key="once").id == job.id
+    assert pydicom.dcmread(io.BytesIO(job.result(LABELMAP).content)).SegmentationType == "LABELMAP"
+    job.cancel()
+    with pytest.raises(Usage, match="unknown_job"):
+        job.look()
+
+
+def test_client_raises_what_went_wrong(served, tmp_path):
+    client = Client(served.url, patience_s=0)
+    with pytest.raises(Refused, match="missing_slices"):
+        client.segment(served.zipped(without={7, 8}))
+    with pytest.raises(Refused, match="missing_slices"):
+        client.submit("segment", served.zipped(without={7, 8})).wait().result()
+    with pytest.raises(Usage, match="unknown_scan"):
+        client.segment({"scan_id": "x"})
+    with pytest.raises(Usage, match="unknown option 'modle'"):
+        client.segment({"scan_id": "x"}, modle="run")
+    with pytest.raises(Usage, match="no folder or file"):
+        client.segment(tmp_path / "nothing")
+    with pytest.raises(Transient, match="cannot be reached"):
+        Client("http://127.0.0.1:9", patience_s=0).models()
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_result_is_stored_where_it_was_asked_for(served, queued):
+    client = Client(served.url)
+    for destination in ("files", "labels"):
+        if queued:
+            told = client.submit("segment", served.study, destination=destination).wait().result().json()
+        else:
+            told = client.segment({"scan_id": served.scan_id}, destination=destination).json()
+        assert told["stored"]["destination"] == destination
+        place = Path(told["stored"]["reference"])
+        if destination == "files":
+            names = {"segmentation.dcm", "report.dcm", "segmentation.nii.gz", "result.json"}
+            assert {path.name for path in place.iterdir()} == names
+        else:
+            masks = Archive.open(str(place.parents[1])).scan(place.name)
+            np.testing.assert_array_equal(masks.label("lungs").read().result(), served.predicted["lungs"])
+
+
+@pytest.fixture
+def pacs(served, tmp_path):
+    """An Orthanc that holds the study, at the place that the server knows: its DICOMweb root."""
+    if not _orthanc["program"]():
+        pytest.skip(f"no Orthanc with DICOMweb: {_orthanc['INSTALL']}")
+    command = [sys.executable, str(ORTHANC), str(tmp_path / "orthanc"), str(served.pacs_port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline(), "Orthanc did not start"
+        root = f"http://127.0.0.1:{served.pacs_port}/dicom-web"
+        dicomweb.store(root, [path.read_bytes() for path in served.study.iterdir()])
+        yield root
+        process.stdin.close()
+
+
+def test_study_on_a_pacs_is_read_from_it_and_stored_beside(served, pacs):
+    study = str(served.headers[0].StudyInstanceUID)
+    job = Client(served.url).submit("segment", {"dicomweb": "pacs", "study": study}, destination="pacs").wait()
+    labels = job.result().json()["labels"]
+    assert {label: told["voxels"] for label, told in labels.items()} == {
+        label: int(mask.sum()) for label, mask in served.predicted.items()
+    }
+    series = dicomweb.search(f"{pacs}/studies/{study}/series", {}, "0020000E")
+    assert sorted(dicomweb.text(each, "00080060") for each in series) == ["CT", "SEG", "SR"]
+    reply = requests.post(f"{served.url}/v1/segment", json={"dicomweb": "pacs", "study": "1.2.3"}, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_study")
+
+
+def test_study_below_an_s3_prefix_is_read_from_there(served, s3):
+    client = s3.client()
+    client.create_bucket(Bucket="studies")
+    for path in served.study.iterdir():
+        client.put_object(Bucket="studies", Key=f"in/17/{path.name}", Body=path.read_bytes())
+    told = Client(served.url).segment({"s3": "s3://studies/in/17/"}).json()
+    assert told["labels"]["lungs"]["voxels"] == int(served.predicted["lungs"].sum())
+    with pytest.raises(Usage, match="unknown_study"):
+        Client(served.url).segment({"s3": "s3://studies/in/18/"})
