@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -133,15 +134,24 @@ class Gateway:
             reply = await handle(request)
         except RequestValidationError as error:
             reply = explain(HttpError(400, "bad_request", _where(error)))
+        except asyncio.CancelledError:  # the client has gone
+            self._write_down(request, route, 499, start)
+            raise
         except Exception as error:  # whatever it is, the client gets one line of JSON
             reply = explain(error)
+        self._write_down(request, route, reply.status_code, start)
+        return reply
+
+    def _write_down(self, request: Request, route: str, status: int, start: float) -> None:
+        """Count a request, and add one of `/v1` to the audit log: its route, as a path may hold anything."""
         seconds, said = time.perf_counter() - start, request.state.said
-        self._numbers.count(f"{request.method} {route}", reply.status_code, seconds, said.get("bytes", 0))
+        self._numbers.count(f"{request.method} {route}", status, seconds, said.get("bytes", 0))
         if route.startswith("/v1/"):
             caller = getattr(request.state, "caller", None)
-            told = {"caller": caller and caller.name, "method": request.method, "path": request.url.path}
-            self._audit.write({**told, "status": reply.status_code, "seconds": round(seconds, 3), **said})
-        return reply
+            job = request.path_params.get("job_id", "")
+            named = {"job": job} if re.fullmatch(r"[0-9a-f]{32}", job) else {}
+            told = {"caller": caller and caller.name, "method": request.method, "route": route, "status": status}
+            self._audit.write({**told, "seconds": round(seconds, 3), **named, **said})
 
     def _examining(self, operation: Operation) -> Callable[..., Awaitable[Response]]:
         async def examine(

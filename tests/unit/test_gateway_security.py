@@ -397,7 +397,7 @@ def test_audit_says_who_did_what_without_saying_of_whom(tmp_path, tokens, archiv
     caller = Caller(api, token=add("pacs"))
     caller.segment(json={"scan_id": "scan-1"})
     caller.segment(json={"s3": "s3://elsewhere/DOE^JANE/1"})
-    Caller(api, token="wrong").get("/v1/models")
+    Caller(api, token="wrong").get("/v1/jobs/DOE-JANE")
     entries = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [(each["caller"], each["status"]) for each in entries] == [("pacs", 200), ("pacs", 403), (None, 401)]
     assert (entries[0]["model"], entries[0]["operation"]) == ("one", "segment")
