@@ -184,7 +184,7 @@ def replicas(deployment):
     return found
 
 
-@pytest.mark.parametrize("deployment", ["Runner", "Gateway", "SegmentModel"])
+@pytest.mark.parametrize("deployment", ["Runner", "Gateway", "model-run"])
 def test_every_accepted_job_ends_once_though_a_replica_is_killed(served, jobs, deployment):
     client = Client(served.url)
     submitted = [client.submit("segment", {"scan_id": served.scan_id}) for _ in range(30)]
