@@ -113,6 +113,37 @@ def add(
     )
 
 
+@cluster.command("import-terraform")
+def import_terraform(
+    outputs: Annotated[
+        Path, typer.Argument(metavar="OUTPUTS.json|DIR", help="What `terraform output -json` prints, or where to ask.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Of the target. [dim]Default: the cluster's[/dim]")] = None,
+    values: Annotated[Path | None, typer.Option(metavar="FILE", help="Write values for the chart, too.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite the target of this name.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Write down what Terraform made as a target, with machines, image and buckets. Asks no cloud.
+
+    [bold]Examples[/bold]
+
+    tomoray cluster import-terraform terraform/examples/training
+    tomoray cluster import-terraform outputs.json --name eks --values values.yaml
+    """
+    module = importlib.import_module("cluster.terraform_outputs")
+    found = module.read_outputs(outputs)
+    called = name or found["cluster"]["name"]
+    target = _targets().make_targets({called: module.target_values(found)}, str(outputs))[called]
+    path = _targets().save_target(called, target, replace=replace)
+    document = {"target": called, "file": str(path), **_targets().dump_target(target)}
+    if values is not None:
+        values.write_text(yaml.safe_dump(module.chart_values(found), sort_keys=False), encoding="utf-8")
+        document["values"] = str(values)
+    kubeconfig = found["cluster"]["kubeconfig"]
+    return Answer(document=document, view=target_views.imported(called, path, values, kubeconfig))
+
+
 @cluster.command()
 def remove(name: TargetName, json: Json = False, debug: Debug = False) -> Answer:
     """Forget a target. Nothing changes on the cluster.

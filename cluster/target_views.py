@@ -27,6 +27,16 @@ def targets(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def imported(name: str, path: Path, values: Path | None, kubeconfig: str) -> RenderableType:
+    """Where target and values are, and how kubectl comes to know the cluster."""
+    lines = [Text(f"target {name} written to {path}")]
+    if values:
+        lines.append(Text(f"values for the chart written to {values}"))
+    return Group(
+        *lines, Text(f"Next: {kubeconfig}", style="dim"), Text(f"then: tomoray cluster check {name}", style="dim")
+    )
+
+
 def findings(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One line for each thing that was looked at, and below it what to do."""
     table = Table.grid(padding=(0, 2))

@@ -16,12 +16,18 @@ locals {
   on_system_nodes = { nodeSelector = { "tomoray.io/pool" = "system" } }
   image           = coalesce(var.image, "${aws_ecr_repository.tomoray.repository_url}:latest-release")
 
+  # repository:tag or repository@digest; a registry may have a port, so the last colon counts.
+  image_digest     = try(split("@", local.image)[1], "")
+  image_tag        = local.image_digest == "" ? reverse(split(":", local.image))[0] : ""
+  image_repository = local.image_digest == "" ? trimsuffix(local.image, ":${local.image_tag}") : split("@", local.image)[0]
+
   # What the chart knows of this place; values.yaml of helm/tomoray says what each means.
   tomoray_values = {
-    image = {
-      repository = split("@", local.image)[0] == local.image ? join(":", slice(split(":", local.image), 0, length(split(":", local.image)) - 1)) : split("@", local.image)[0]
-      tag        = split("@", local.image)[0] == local.image ? reverse(split(":", local.image))[0] : null
-      digest     = split("@", local.image)[0] == local.image ? null : split("@", local.image)[1]
+    image = { repository = local.image_repository, tag = local.image_tag, digest = local.image_digest }
+    pods  = { env = [{ name = "AWS_REGION", value = local.region }] }
+    scheduling = {
+      spot     = { nodeSelector = { "tomoray.io/capacity" = "spot" } }
+      onDemand = { nodeSelector = { "tomoray.io/capacity" = "on-demand" } }
     }
   }
 }

@@ -142,12 +142,17 @@ def workspace(providers: Path, tmp_path: Path) -> Callable[..., Workspace]:
 
 @pytest.fixture(scope="session")
 def everything(providers: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The root with every switch on, planned (`plan.json`) and carried out by the stub; no cloud is reached."""
+    """The root with every switch on, planned (`plan.json`), carried out by the stub, and planned again (`again.json`).
+
+    No cloud is reached.
+    """
     made = _workspaces(providers, tmp_path_factory.mktemp("everything"))()
     (made.folder / "terraform.tfvars.json").write_text(json.dumps(EVERYTHING), encoding="utf-8")
     made.run("plan", "-out=plan")
     (made.folder / "plan.json").write_text(made.run("show", "-json", "plan").stdout, encoding="utf-8")
     made.run("apply", "plan")
+    made.run("plan", "-out=again")
+    (made.folder / "again.json").write_text(made.run("show", "-json", "again").stdout, encoding="utf-8")
     return made
 
 

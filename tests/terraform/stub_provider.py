@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ DATA = {
     "aws_region": {"region": REGION, "name": REGION},
     "aws_availability_zones": {"names": [f"{REGION}{zone}" for zone in "abcd"]},
     "aws_eks_addon_version": {"version": "v1.0.0-eksbuild.1"},
+}
+# What a cloud answers where a made-up value would mean something: no rule, and no other target of a route.
+ANSWERS = {
+    "aws_default_security_group": {"ingress": [], "egress": []},
+    "aws_route": {"instance_id": "", "instance_owner_id": "", "network_interface_id": "", "origin": "CreateRoute"},
 }
 
 
@@ -82,20 +88,41 @@ class Stub(rpc.ProviderServicer):
     def PlanResourceChange(self, request, context):
         planned = _unpack(request.proposed_new_state)
         if planned is not None and _unpack(request.prior_state) is None:
-            attributes = self.schema["resource_schemas"][request.type_name]["block"]["attributes"]
-            for name, attribute in attributes.items():
-                if attribute.get("computed") and planned.get(name) is None:
-                    planned[name] = UNKNOWN
+            _leave_open(self.schema["resource_schemas"][request.type_name]["block"], planned)
         return pb.PlanResourceChange.Response(planned_state=_pack(planned))
 
     def ApplyResourceChange(self, request, context):
         state = _unpack(request.planned_state)
         if state is not None:
-            attributes = self.schema["resource_schemas"][request.type_name]["block"]["attributes"]
             about = hashlib.sha256(msgpack.packb(state, default=str)).hexdigest()[:12]
-            for name in [name for name, value in state.items() if value == UNKNOWN]:
-                state[name] = _made_up(request.type_name, name, attributes[name].get("type"), about)
+            _make_up(self.schema["resource_schemas"][request.type_name]["block"], state, request.type_name, about)
         return pb.ApplyResourceChange.Response(new_state=_pack(state))
+
+
+def _leave_open(block: dict[str, Any], values: dict[str, Any]) -> None:
+    """Mark as unknown what the cloud chooses, here and in the blocks inside."""
+    for name, attribute in block["attributes"].items():
+        if attribute.get("computed") and values.get(name) is None:
+            values[name] = UNKNOWN
+    for inner, each in _inside(block, values):
+        _leave_open(inner, each)
+
+
+def _make_up(block: dict[str, Any], values: dict[str, Any], resource: str, about: str) -> None:
+    """Put something in every such place."""
+    for name in [name for name, value in values.items() if value == UNKNOWN]:
+        made_up = _made_up(resource, name, block["attributes"][name].get("type"), about)
+        values[name] = ANSWERS.get(resource, {}).get(name, made_up)
+    for inner, each in _inside(block, values):
+        _make_up(inner, each, resource, about)
+
+
+def _inside(block: dict[str, Any], values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Blocks within, with their values; those of sets are left alone, as terraform tells them apart by their values."""
+    for name, nested in block["block_types"].items():
+        if nested["nesting_mode"] == "list":
+            for each in values.get(name) or []:
+                yield nested["block"], each
 
 
 def _made_up(resource: str, name: str, kind: Any, about: str) -> Any:

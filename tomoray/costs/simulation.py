@@ -111,7 +111,7 @@ def preprocess(durations_s: np.ndarray[Any, np.dtype[np.float64]], config: Simul
 
     A machine with notice takes no more tasks; what it cannot end in time is lost and done again elsewhere.
     """
-    stage, fleet, events = Stage(), _Fleet(config), _Events()
+    stage, fleet, events = Stage(timeline=[(0.0, config.machines, 0.0)]), _Fleet(config), _Events()
     waiting = deque(range(len(durations_s)))
     taking = set(range(config.machines))  # there, and without notice
     free = deque(machine for _ in range(slots) for machine in range(config.machines))
@@ -168,7 +168,7 @@ def train(config: SimulateConfig, gpu: NodePrice) -> Stage:
     With notice enough to save a step, none is lost; else those since the last checkpoint. Each change of the group
     stands still for `restart_s`.
     """
-    stage, fleet, events = Stage(), _Fleet(config), _Events()
+    stage, fleet, events = Stage(timeline=[(0.0, config.machines, 0.0)]), _Fleet(config), _Events()
     saves = config.notice_s >= config.rates.restart_s
     step_s = config.batch_size / _patches_per_s(gpu, config.rates)  # of one machine
     for machine in range(config.machines):
@@ -187,6 +187,7 @@ def train(config: SimulateConfig, gpu: NodePrice) -> Stage:
         if at == ends:
             break
         _, kind, machine, _ = events.next()
+        stage.timeline.append((now, n + (1 if kind == "back" else -1), steps / config.steps))
         stands_until = now + config.rates.restart_s
         if kind == "back":
             fleet.paid.add(machine)
@@ -243,7 +244,7 @@ class _Fleet:
 def _told(stage: Stage, price: NodePrice) -> dict[str, Any]:
     hours = stage.machine_s / 3600
     lost = stage.repeated_s / (stage.useful_s + stage.repeated_s) if stage.useful_s else 0.0
-    thin = max(len(stage.timeline) // POINTS, 1)
+    thin = max(len(stage.timeline) // (2 * POINTS), 1)
     return {
         "hours": round(stage.seconds / 3600, 4),
         "machine_hours": round(hours, 3),
@@ -254,5 +255,7 @@ def _told(stage: Stage, price: NodePrice) -> dict[str, Any]:
         "repeated_hours": round(stage.repeated_s / 3600, 4),
         "repeated_share": round(lost, 6),
         "interruptions": stage.interruptions,
-        "timeline": [[round(at, 1), n, round(share, 4)] for at, n, share in stage.timeline[::thin]],
+        "timeline": [
+            [round(at, 1), n, round(share, 4)] for at, n, share in [*stage.timeline[:-1:thin], *stage.timeline[-1:]]
+        ],
     }
