@@ -40,7 +40,7 @@ class RayEndpoints:
         if there.get(deployment.name) == mine:
             return self.state(deployment.name), False
         others = [each for name, each in there.items() if name != deployment.name]
-        if any(each["route_prefix"] == mine["route_prefix"] for each in others):
+        if any(each.get("route_prefix") == mine["route_prefix"] for each in others):
             names = ", ".join(each["name"] for each in others)
             raise Usage(f"Ray Serve has the application {names} at / already; remove it, or choose another cluster")
         self._put(others, wanted)

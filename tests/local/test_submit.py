@@ -93,16 +93,16 @@ def answer_of(tomoray: Callable[..., dict[str, Any]], name: str) -> dict[str, An
     """The result of a job, as it ends."""
     lines = tomoray("logs", name, "-f")["lines"]
     assert tomoray("status", name)["state"] == "succeeded", lines
-    return dict(json.loads(lines[-1]))
+    return dict(json.loads([line for line in lines if line.startswith("{")][-1]))  # Ray may say something after it
 
 
 def test_preprocess_train_and_serve_each_with_a_node_lost(
     lab: Lab, tomoray: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     cohort, archive, run = tmp_path / "cohort", tmp_path / "archive", tmp_path / "run"
-    (tmp_path / "cohort.yaml").write_text(f"out: {cohort}\npatients: 12\nmatrix: 96\n", "utf-8")
+    (tmp_path / "cohort.yaml").write_text(f"out: {cohort}\npatients: 8\nmatrix: 96\n", "utf-8")
     made = answer_of(tomoray, tomoray("submit", tmp_path / "cohort.yaml")["name"])
-    assert made["patients"] == 12
+    assert made["patients"] == 8
 
     (tmp_path / "p.yaml").write_text(f"sources: [{cohort}]\narchive: {archive}\nin_flight: 1\n", "utf-8")
     name = tomoray("submit", tmp_path / "p.yaml")["name"]
@@ -110,7 +110,7 @@ def test_preprocess_train_and_serve_each_with_a_node_lost(
     lab.tell("lose")
     lab.tell("add")
     result = answer_of(tomoray, name)
-    assert (result["stored"], result["failed"]) == (12, [])
+    assert (result["stored"], result["failed"]) == (8, [])
 
     changes = [part for field, value in TRAINING.items() for part in ("--set", f"{field}={value}")]
     name = tomoray("submit", "phantom", *changes, "--set", f"archive={archive}", "--set", f"out={run}")["name"]
