@@ -86,6 +86,7 @@ def test_nothing_is_rendered_twice_and_all_of_it_says_whose_it_is(values: str, r
         ("--set=networkPolicies.storage.cidrs={s3.example}", "'/networkPolicies/storage/cidrs/0'"),
         ("--set=interactive.workers.cpu.resources.limits=null", "missing property 'limits'"),
         ("--set=interactive.workers.Gpu.maxReplicas=1", "propertyName"),
+        ("--set=ray.faultTolerance.backend=redis", "backend is redis and there is none: turn on redis.enabled"),
         ("--set=ray.drainSeconds=120", "ray.terminationGraceSeconds is 90, which is no longer than ray.drainSeconds"),
     ],
 )

@@ -73,6 +73,9 @@ workerGroupSpecs:
 {{- $root := .root -}}
 {{- with $root.Values.ray.faultTolerance }}
 {{- if eq .backend "redis" }}
+{{- if not (or .redisAddress $root.Values.redis.enabled) }}
+{{- fail "ray.faultTolerance.backend is redis and there is none: turn on redis.enabled, or give ray.faultTolerance.redisAddress" }}
+{{- end }}
 gcsFaultToleranceOptions:
   redisAddress: {{ .redisAddress | default (printf "redis://%s-redis:6379" (include "tomoray.name" $root)) }}
   redisPassword:
