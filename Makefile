@@ -49,8 +49,9 @@ $(TOOLS_INSTALLED): tools.lock .ci/unpack_helm.py
 demo: install ## the whole way: DICOM, archive, training, evaluation, serving, report
 	$(BIN)/tomoray demo --out out/demo --fresh
 
-test: install tools ## every test
-	$(BIN)/pytest
+test: install tools ## every test; those that start nothing on all cores, up to four, a file a core
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit
+	$(BIN)/pytest --ignore tests/unit
 
 lint: install page ## ruff, mypy --strict on the library, import contracts, types of the page
 	$(BIN)/ruff check
