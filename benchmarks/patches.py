@@ -506,6 +506,7 @@ def monai(kind: str, crops: int) -> Callable[..., Peer]:
             Compose,
             EnsureChannelFirstd,
             EnsureTyped,
+            FgBgToIndicesd,
             LoadImaged,
             RandCropByPosNegLabeld,
             ScaleIntensityRanged,
@@ -519,7 +520,17 @@ def monai(kind: str, crops: int) -> Callable[..., Peer]:
                 EnsureChannelFirstd(keys),
                 ScaleIntensityRanged("image", *WINDOW, 0, 1, clip=True),
                 EnsureTyped(keys),
-                RandCropByPosNegLabeld(keys, "label", PATCH, pos=1, neg=2, num_samples=crops),
+                FgBgToIndicesd("label"),  # kept by those that keep volumes, as MONAI's guides advise
+                RandCropByPosNegLabeld(
+                    keys,
+                    "label",
+                    PATCH,
+                    pos=1,
+                    neg=2,
+                    num_samples=crops,
+                    fg_indices_key="label_fg_indices",
+                    bg_indices_key="label_bg_indices",
+                ),
             ]
         )
         files = [
