@@ -57,7 +57,7 @@ class Region:
 
 
 class OpenScan:
-    """A scan ready to be cut: its arrays, and where patches may begin. Holds no voxels; some 10 kB a label.
+    """A scan ready to be cut: its arrays, and where patches may begin. Holds no voxels; some 12 kB a label.
 
     Args:
         archive: where it is.

@@ -119,6 +119,8 @@ class Corners:
             np.floor((foreground[name] + 0.5) / grid.step_zyx).astype(np.int32) - (self._patch // 2).astype(np.int32)
             for name in sorted(foreground)
         ]
+        self._anywhere_cells = [self._axis_cells(axis, corners) for axis, corners in enumerate(self._anywhere)]
+        self._labelled_cells = [self._cells(corners) for corners in self._labelled]
         self._fraction = foreground_fraction if self._labelled else 0.0
 
     def draw(self, draws: Uniform) -> Zyx:
@@ -131,9 +133,13 @@ class Corners:
     def near(self, other: Zyx) -> Nearby:
         """The plain distribution, given that a corner lies in the same cell as `other`."""
         cell = self._cells(np.array([other]))[0]
-        labelled = [corners[(self._cells(corners) == cell).all(axis=1)] for corners in self._labelled]
+        labelled = [
+            corners[(cells == cell).all(axis=1)]
+            for corners, cells in zip(self._labelled, self._labelled_cells, strict=True)
+        ]
         anywhere = [
-            corners[self._axis_cells(axis, corners) == cell[axis]] for axis, corners in enumerate(self._anywhere)
+            corners[cells == own]
+            for corners, cells, own in zip(self._anywhere, self._anywhere_cells, cell, strict=True)
         ]
         shares = [
             self._fraction / len(labelled) * len(inside) / len(corners)
@@ -142,14 +148,14 @@ class Corners:
         whole = prod(len(inside) / len(corners) for inside, corners in zip(anywhere, self._anywhere, strict=True))
         return Nearby(labelled, anywhere, np.cumsum([*shares, (1 - self._fraction) * whole]))
 
-    def _cells(self, corners: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    def _cells(self, corners: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         return np.stack([self._axis_cells(axis, corners[:, axis]) for axis in range(3)], axis=1)
 
-    def _axis_cells(self, axis: int, corners: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    def _axis_cells(self, axis: int, corners: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         """Cells along an axis, by the first stored voxel of the patch that begins at each corner."""
         step, size = self._grid.step_zyx[axis], self._grid.stored_shape_zyx[axis]
         low = size - np.ceil((corners + self._patch[axis]) * step) if self._flips[axis] else np.floor(corners * step)
-        cells: npt.NDArray[np.int64] = low.clip(0, size - 1).astype(np.int64) // self._edges[axis]
+        cells: npt.NDArray[np.int32] = low.clip(0, size - 1).astype(np.int32) // self._edges[axis]
         return cells
 
 
