@@ -29,7 +29,7 @@ from tomoray.training.config import TrainConfig
 T = TypeVar("T")
 
 MEGABYTE = 10**6
-_LOADERS = 16  # boxes under way at once: they wait for the store most of the time
+_LOADERS = 16  # boxes under way at once: these threads wait for the store, and never compute
 _BYTES_PER_VOXEL = 5  # of a patch: float32 and uint8
 
 
@@ -91,7 +91,7 @@ class ReadAhead:
         self._samples, self._share, self._patch_zyx = samples, share, config.patch_zyx
         self._limit_bytes = config.stream.read_ahead_mb * MEGABYTE
         self._loaders = ThreadPoolExecutor(_LOADERS, "boxes")
-        self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "patches")
+        self._workers = ThreadPoolExecutor(_cores(), "patches")
         self._next = self._foreseen = first_step
         self._most = -(-config.stream.patches_per_visit * config.stream.visits_at_once // share.batch_size) + 1
         self._steps: deque[Step] = deque()
@@ -221,3 +221,8 @@ class ReadAhead:
         with self._lock:
             self._held_bytes += size_bytes
             self.peak_bytes = max(self.peak_bytes, self._held_bytes)
+
+
+def _cores() -> int:
+    """How many this process may use; pinning is Linux's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
