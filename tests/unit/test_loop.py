@@ -10,6 +10,7 @@ import torch
 from tomoray.archive import Archive
 from tomoray.config import Layout
 from tomoray.errors import Transient
+from tomoray.lease import RUN_MARK, Lease, Progress
 from tomoray.runs import cost_so_far, read_history
 from tomoray.storage import open_store
 from tomoray.tasks.segmentation import Segmentation
@@ -139,6 +140,21 @@ def test_notice_saves_the_step_it_came_in(archive, undisturbed, tmp_path, monkey
     outcome = train(archive, tmp_path)
     assert (outcome.status, outcome.first_step) == ("done", 5)
     assert model_of(tmp_path) == undisturbed
+
+
+def test_a_run_that_was_taken_over_writes_no_more_checkpoints(archive, tmp_path):
+    store = open_store(str(tmp_path))
+
+    def take_over(line=None):
+        if line is None or line["step"] == 4:  # the driver did not renew its lease for a minute
+            store.write(RUN_MARK, Lease(store, Progress(), mark=RUN_MARK)._mark())
+
+    take_over()
+    outcome = train(archive, tmp_path, worker=Worker(post=take_over))
+    assert outcome.status == "fatal"
+    assert "no checkpoint after step 6" in outcome.message
+    assert "trains in" in outcome.message
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000003"]
 
 
 def test_store_that_stalls_is_waited_for(archive, undisturbed, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from torch import distributed
 
 from tomoray.archive import Archive
 from tomoray.errors import Fatal, Shortage, TomoRayError, Transient
+from tomoray.lease import RUN_MARK, read_run
 from tomoray.patches import Batch, PatchStream
 from tomoray.runs import ATTEMPTS, CHECKPOINTS, HISTORY
 from tomoray.storage import Store
@@ -128,6 +129,7 @@ class Loop:
             monitor=task.monitor,
             higher_is_better=task.higher_is_better,
         )
+        self._holder = read_run(store, RUN_MARK) if worker.rank == 0 else None
         self._history: list[Line] = []
         self._first_step = 0
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
@@ -291,6 +293,7 @@ class Loop:
             if not self._history or self._history[-1]["step"] != self._engine.steps_done:
                 scores = {}
             try:
+                _patiently(self._require_lease)
                 _patiently(lambda: self._checkpoints.write(self._engine.steps_done, pack(state, self._history), scores))
             except TomoRayError as error:
                 trouble = str(error)
@@ -298,6 +301,12 @@ class Loop:
         trouble = _from_rank_0(trouble, self._worker.world_size)
         if trouble:
             raise _Together(f"no checkpoint after step {self._engine.steps_done}: {trouble}")
+
+    def _require_lease(self) -> None:
+        """Rank 0: raise `Fatal` where another run has taken the folder over, as ours did not renew its lease."""
+        now = read_run(self._store, RUN_MARK)
+        if self._holder is not None and now is not None and now["id"] != self._holder["id"]:
+            raise Fatal(f"process {now['pid']} on {now['host']} trains in {self._store.url} by now; that one goes on")
 
     def _resume(self) -> list[str]:
         """Go on from the newest whole checkpoint; what is wrong with newer ones."""
