@@ -1,8 +1,14 @@
-"""The gateway as a plain ASGI application: no Ray Serve, and a model that finds the left half of every scan."""
+"""The gateway as a plain ASGI application: no Ray Serve, and a model that finds the left half of every scan.
+
+    python tests/in_process.py FOLDER ARCHIVE
+
+works on the jobs of the gateway whose state is in FOLDER, a second each, until it is killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import httpx
@@ -14,7 +20,7 @@ from serving.examiner import Examiner
 from serving.gateway import Gateway
 from serving.messages import ArchivedScan, Progress, Segmentation
 from serving.references import Places
-from serving.runner import Desk
+from serving.runner import Desk, Runner
 from serving.schemas import ServedModel
 from tomoray.archive import Archive
 from tomoray.privacy.pseudonyms import Pseudonyms
@@ -29,19 +35,23 @@ class Model:
     deployment_name = "model-left"
     find = property(lambda self: self)
 
+    def __init__(self, seconds):
+        self._seconds = seconds
+
     def options(self, **_):
         return self
 
     def remote(self, request):
-        return _Answers(request)
+        return _Answers(request, self._seconds)
 
 
 class _Answers:
-    def __init__(self, request):
-        self._request = request
+    def __init__(self, request, seconds):
+        self._request, self._seconds = request, seconds
 
     async def __aiter__(self):
         yield Progress(done=1, of=2)
+        await asyncio.sleep(self._seconds)
         scan, info, header = self._request.scan, None, {}
         if isinstance(scan, ArchivedScan):
             opened = Archive.open(scan.archive).scan(scan.scan_id)
@@ -67,18 +77,17 @@ class Nobody:
         pass
 
 
-def gateway_app(folder: Path, archives=(), names=("one", "two"), **config):
-    """The application, its state in `folder`; `config` as of a ServeConfig."""
-    config = ServeConfig(
-        run="none", **{"audit": {"file": str(folder / "audit.jsonl")}, "queue": {"url": str(folder / "queue")}} | config
-    )
+def parts(folder: Path, archives=(), names=("one", "two"), seconds=0.0, **config):
+    """Examiner, desk and config; `config` as of a ServeConfig, its state in `folder`."""
+    state = {"audit": {"file": str(folder / "audit.jsonl")}, "queue": {"url": str(folder / "queue"), "lease_s": 1}}
+    config = ServeConfig(run="none", **state | config)
     models = {
         name: ServedModel(name=name, labels=["left"], spacing_zyx_mm=None, sha256="0" * 64, version="0")
         for name in names
     }
     examiner = Examiner(
         models=models,
-        handles=dict.fromkeys(models, Model()),
+        handles=dict.fromkeys(models, Model(seconds)),
         places=Places(
             archives={url: url for url in archives}, s3=config.references.s3, dicomweb=config.references.dicomweb
         ),
@@ -86,8 +95,22 @@ def gateway_app(folder: Path, archives=(), names=("one", "two"), **config):
         max_bytes=config.limits.expansion * config.limits.body_mb * MB,
         pseudonyms=Pseudonyms(b"a key for tests only, of no worth"),
     )
-    desk = Desk(queue=config.queue.url, store=str(folder / "files"), settings=config.queue)
+    return examiner, Desk(queue=config.queue.url, store=str(folder / "files"), settings=config.queue), config
+
+
+def gateway_app(folder: Path, *args, **options):
+    """The application; arguments as of `parts`."""
+    examiner, desk, config = parts(folder, *args, **options)
     return Gateway(examiner, desk, Nobody(), config).__serve_build_asgi_app__()
+
+
+async def work(folder: Path, archive: str):
+    """A runner."""
+    examiner, desk, _ = parts(folder, [archive], seconds=1.0)
+    runner = Runner(desk, examiner)
+    while True:
+        await asyncio.sleep(0.1)
+        runner.check_health()
 
 
 class Caller:
@@ -115,3 +138,7 @@ class Caller:
 def code(reply):
     """Status and, of an error, its code."""
     return (reply.status_code, reply.json()["error"]["code"]) if reply.status_code >= 400 else reply.status_code
+
+
+if __name__ == "__main__":
+    asyncio.run(work(Path(sys.argv[1]), sys.argv[2]))
