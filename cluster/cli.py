@@ -25,6 +25,7 @@ from cluster import (
     catalog_views,
     cost_commands,
     endpoint_commands,
+    hospital_commands,
     job_commands,
     run_commands,
     serving_commands,
@@ -342,6 +343,7 @@ app.add_typer(job_commands.app)
 app.add_typer(serving_commands.app)
 app.add_typer(endpoint_commands.app)
 app.add_typer(cost_commands.app)
+app.add_typer(hospital_commands.app)
 app.add_typer(target_commands.app)
 
 

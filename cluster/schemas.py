@@ -24,6 +24,7 @@ from tomoray.config import (
 from tomoray.costs.simulation import SimulateConfig
 from tomoray.costs.workload import Workload
 from tomoray.errors import Usage
+from tomoray.hospital_config import HospitalConfig
 from tomoray.serving_config import ServeConfig
 from tomoray.training.config import CrossValidateConfig, TrainConfig
 from tomoray.training.search import TuneConfig
@@ -43,6 +44,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "export": ExportConfig,
     "report": ReportConfig,
     "serve": ServeConfig,
+    "hospital": HospitalConfig,
     "targets": Targets,
     "workload": Workload,
     "simulate": SimulateConfig,

@@ -124,6 +124,24 @@ def serve(url: str) -> RenderableType:
     return f"Serving at {url}  (API: {url}/openapi.json; Ctrl-C stops it)"
 
 
+def hospital(result: Result) -> RenderableType:
+    """Orders by state, and why the last of those that failed did."""
+    words = {
+        "arriving": "series still arriving",
+        "new": "to be sent",
+        "sent": "at the server",
+        "found": "to be given back",
+        "returned": "given back",
+        "failed": "failed",
+    }
+    counts = Table("orders", "", box=None, show_header=False)
+    counts.columns[0].justify = "right"
+    for state, word in words.items():
+        counts.add_row(str(result[state]), word)
+    failures = [f"{failure['order'][:12]}  {escape(failure['error'])}" for failure in result["failures"]]
+    return Group(counts, *failures)
+
+
 def demo(result: Result) -> RenderableType:
     """Dice and seconds by stage, and the report's path."""
     stages = Table("stage", "seconds", "MB/s", title="Stages", title_justify="left")

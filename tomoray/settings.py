@@ -71,6 +71,11 @@ def dicomweb() -> DicomWebSettings:
     )
 
 
+def server_token() -> str | None:
+    """Of a serving endpoint that is asked, from `TOMORAY_TOKEN`; None where it wants none."""
+    return os.environ.get("TOMORAY_TOKEN") or None
+
+
 def redis_password() -> str | None:
     """Of the queue's Redis, from `TOMORAY_REDIS_PASSWORD`; None where it wants none."""
     return os.environ.get("TOMORAY_REDIS_PASSWORD") or None

@@ -1,6 +1,6 @@
 """The jobs API of docs/serving.md in one process, for tests of what talks to it: no Ray, and a model without a network.
 
-    python tests/services/jobs_api.py [--token TOKEN] [--seconds SECONDS]
+    python tests/services/jobs_api.py [--token TOKEN] [--seconds SECONDS] [--pacs URL]
 
 Its model `threshold` takes what lies between -950 and -400 HU for lungs and what lies above 250 HU for bones. Prints
 one line of JSON (url) once it answers, and serves until its stdin closes. GET /told lists the jobs that were asked for.
@@ -27,9 +27,10 @@ from tomoray import nifti
 from tomoray.dicom.sr import Measurements
 from tomoray.errors import TomoRayError
 from tomoray.ingest.loader import LoadedScan
-from tomoray.ingest.uploads import read_zip
+from tomoray.ingest.uploads import read_study, read_zip
 from tomoray.predictions import report_file, segmentation_file
 from tomoray.privacy.pseudonyms import Pseudonyms
+from tomoray.sources import list_source, read_file
 from tomoray.volume import Mask
 
 MODEL = {"name": "threshold", "labels": ["lungs", "bones"], "operation": "segment", "version": "1", "sha256": "ab" * 32}
@@ -55,8 +56,8 @@ class Job:
 class Server:
     """Jobs in memory."""
 
-    def __init__(self, token: str | None, seconds: float) -> None:
-        self.token, self.seconds = token, seconds
+    def __init__(self, token: str | None, seconds: float, servers: dict[str, str]) -> None:
+        self.token, self.seconds, self.servers = token, seconds, servers
         self.jobs: dict[str, Job] = {}
         self.keys: dict[str, str] = {}
         self.told: list[dict[str, Any]] = []
@@ -88,13 +89,22 @@ class Server:
             return JSONResponse(self.reply(self.jobs[self.keys[key]]), 202)
         loaded, error = None, None
         try:
-            loaded = await asyncio.to_thread(read_zip, body, 10**10, Pseudonyms(b"of tests only, of no worth at all"))
+            loaded = await asyncio.to_thread(self.load, body)
         except TomoRayError as refusal:
             error = {"code": str(getattr(refusal, "reason", "bad_zip")), "message": str(refusal)}
         job = Job(id=f"job-{len(self.jobs)}", loaded=loaded, error=error, started=asyncio.get_running_loop().time())
         self.jobs[job.id] = job
         self.keys[key] = job.id
         return JSONResponse(self.reply(job), 202, headers={"Location": f"/v1/jobs/{job.id}"})
+
+    def load(self, body: bytes) -> LoadedScan:
+        pseudonyms = Pseudonyms(b"of tests only, of no worth at all")
+        if not body.startswith(b"{"):
+            return read_zip(body, 10**10, pseudonyms)
+        asked = json.loads(body)["input"]  # a study of the PACS that the server knows
+        query = f"StudyInstanceUID={asked['study']}&SeriesInstanceUID={asked['series']}"
+        files = list_source(f"dicomweb+{self.servers[asked['dicomweb']]}?{query}")
+        return read_study({file.key: read_file(file.root, file.key) for file in files}, 10**10, pseudonyms)
 
     def reply(self, job: Job) -> dict[str, Any]:
         part = (asyncio.get_running_loop().time() - job.started) / self.seconds if self.seconds else 1.0
@@ -182,8 +192,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--token")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long a job takes")
+    parser.add_argument("--pacs", metavar="URL", help="root of the DICOMweb server that references call `pacs`")
     options = parser.parse_args()
-    config = uvicorn.Config(Server(options.token, options.seconds).app(), port=0, log_level="warning")
+    config = uvicorn.Config(
+        Server(options.token, options.seconds, {"pacs": options.pacs}).app(), port=0, log_level="warning"
+    )
     server = uvicorn.Server(config)
     with config.bind_socket() as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"

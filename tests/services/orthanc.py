@@ -2,7 +2,8 @@
 
     python tests/services/orthanc.py DIR [PORT]
 
-Prints one line of JSON (url, user, password) once it answers, and serves until its stdin closes or it is told to stop.
+Prints one line of JSON (url, user, password, and dicom_port of its node ORTHANC) once it answers, and serves until its
+stdin closes or it is told to stop.
 DIR must be empty or absent. Wants Debian's packages `orthanc` and `orthanc-dicomweb`.
 """
 
@@ -35,14 +36,15 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     port, folder = arguments.port or _s3_server["free_port"](), arguments.folder.resolve()
+    dicom_port = _s3_server["free_port"]()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "orthanc.json"
-    config.write_text(json.dumps(settings(folder, port)))
+    config.write_text(json.dumps(settings(folder, port, dicom_port)))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program(), str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/system", process, folder / "log")
-        said = {"url": f"http://127.0.0.1:{port}", "user": USER, "password": PASSWORD}
+        said = {"url": f"http://127.0.0.1:{port}", "user": USER, "password": PASSWORD, "dicom_port": dicom_port}
         print(json.dumps(said), flush=True)
         sys.stdin.read()
     except KeyboardInterrupt:
@@ -69,7 +71,7 @@ def plugin() -> Path | None:
     return found[0] if found else None
 
 
-def settings(folder: Path, port: int) -> dict[str, object]:
+def settings(folder: Path, port: int, dicom_port: int) -> dict[str, object]:
     """What differs from Orthanc's defaults. A page of answers is short, so that a test has several."""
     return {
         "Name": "tests",
@@ -81,7 +83,10 @@ def settings(folder: Path, port: int) -> dict[str, object]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True,
         "RegisteredUsers": {USER: PASSWORD},
-        "DicomServerEnabled": False,
+        "DicomServerEnabled": True,
+        "DicomAet": "ORTHANC",
+        "DicomPort": dicom_port,
+        "DicomAlwaysAllowStore": True,
         "LimitFindResults": 3,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Ssl": False},
     }
