@@ -184,6 +184,16 @@ def test_source_headers_are_passed_on_and_left_alone() -> None:
     assert dataset.FrameOfReferenceUID.startswith("2.25.")
 
 
+def test_reference_of_the_source_that_is_half_missing_is_not_passed_on() -> None:
+    sources = headers()
+    half = Dataset()
+    half.ReferencedSOPInstanceUID = hashed_uid("another study")
+    for source in sources:
+        source.ReferencedStudySequence = [half]
+    assert "ReferencedStudySequence" not in parse(write(masks(overlap=False), sources))
+    assert sources[0].ReferencedStudySequence[0] == half
+
+
 def test_bare_headers_are_enough() -> None:
     bare = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
     where = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")

@@ -32,6 +32,8 @@ _CONFORMANCE = (
     "DeidentificationMethodCodeSequence",
     "LongitudinalTemporalInformationModified",
 )
+# What de-identification often leaves half of; highdicom would pass it on
+_REFERENCES = ("ReferencedStudySequence", "ReferencedPerformedProcedureStepSequence")
 
 
 def as_sources(headers: Sequence[Dataset]) -> list[Dataset]:
@@ -91,6 +93,12 @@ def _as_source(header: Dataset, spacing_mm: float) -> Dataset:
     source.update({element.tag: element for element in header if element.keyword not in _AS_IN_SOURCE})
     for keyword in _AS_IN_SOURCE[1:]:
         setattr(source, keyword, "")
+    for keyword in _REFERENCES:
+        items: list[Dataset] = list(source.get(keyword) or [])
+        source.pop(keyword, None)  # shared with `header`, which keeps it
+        whole = [item for item in items if item.get("ReferencedSOPClassUID") and item.get("ReferencedSOPInstanceUID")]
+        if whole:
+            setattr(source, keyword, whole)
     for keyword, value in (
         ("FrameOfReferenceUID", hashed_uid(str(source.SeriesInstanceUID), "frame of reference")),
         ("SliceThickness", decimal_string(spacing_mm)),
