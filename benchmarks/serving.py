@@ -84,13 +84,17 @@ def cpu_seconds(work: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 @torch.inference_mode()
-def network(shape_zyx: tuple[int, int, int], patch: int, repeats: int) -> dict[str, Any]:
+def network(
+    shape_zyx: tuple[int, int, int], patch: int, repeats: int, only: list[str], backends: list[str]
+) -> dict[str, Any]:
     """Each backend against MONAI, on one scan: seconds, ratio, Dice of the masks with each other."""
     image = chest(shape_zyx)
     geometry = Geometry.from_matrix(shape_zyx, np.eye(4))
     config = TrainConfig(labels=["a", "b"], patch_zyx=(patch,) * 3, hu_window=WINDOW, network={"channels": [2, 4]})
     results: dict[str, Any] = {"windows": f"{patch}^3, overlap {config.overlap}", "shape_zyx": shape_zyx}
-    for name, make in (("BasicUNet", basic_unet), ("SegResNet", segresnet)):
+    for name, make in {"BasicUNet": basic_unet, "SegResNet": segresnet}.items():
+        if name not in only:
+            continue
         torch.manual_seed(0)
         module = make().eval()
 
@@ -103,7 +107,7 @@ def network(shape_zyx: tuple[int, int, int], patch: int, repeats: int) -> dict[s
 
         engines: dict[str, Callable[[], Any]] = {"MONAI, eager": monai}
         example = (torch.zeros(1, 1, *config.patch_zyx),)
-        for backend in ("torch", "onnxruntime", "openvino"):
+        for backend in backends:
             compiled = compile_network(Probabilities([module]), example, backend)
             for skip in (False, True) if backend == "openvino" else (False,):
                 segmenter = Segmenter(compiled.forward, config.model_copy(update={"skip_air": skip}))
@@ -270,6 +274,8 @@ def main() -> None:
     parser.add_argument("what", choices=["network", "endpoint", "memory"])
     parser.add_argument("--shape", type=int, nargs=3, default=[96, 192, 192])
     parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument("--only", nargs="+", default=["BasicUNet", "SegResNet"])
+    parser.add_argument("--backends", nargs="+", default=["torch", "onnxruntime", "openvino"])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--scans", type=int, default=16)
     parser.add_argument("--concurrency", type=int, default=4)
@@ -279,7 +285,7 @@ def main() -> None:
     torch.set_num_threads(flags.threads)
     if flags.what == "network":
         z, y, x = flags.shape
-        result = network((z, y, x), flags.patch, flags.repeats)
+        result = network((z, y, x), flags.patch, flags.repeats, flags.only, flags.backends)
     elif flags.what == "endpoint":
         result = endpoint(flags.scans, flags.concurrency)
     else:

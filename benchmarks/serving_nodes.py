@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=60)
     flags = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tomoray-", dir="/tmp"))
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Cluster notes its address
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(folder / "ray"), "include_dashboard": True}
     )

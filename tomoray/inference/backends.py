@@ -147,10 +147,12 @@ def quiet() -> Iterator[None]:
 
 
 def _checked(name: str, forward: Forward, reference: Forward, example: Tensors) -> float:
-    """The largest difference for random input, and for the darkest. Raises `Fatal` where it is too large."""
+    """The largest difference for two random inputs, a bright and a dark one. Raises `Fatal` where it is too large.
+
+    A constant input would not do: instance norm divides what rounding leaves of it by next to nothing.
+    """
     generator = torch.Generator().manual_seed(0)
-    inputs = [tuple(torch.rand(part.shape, generator=generator) for part in example)]
-    inputs.append(tuple(torch.zeros_like(part) for part in example))
+    inputs = [tuple(torch.rand(part.shape, generator=generator) * top for part in example) for top in (1.0, 0.3)]
     with torch.inference_mode():
         pairs = [pair for each in inputs for pair in zip(forward(each), reference(each), strict=True)]
     largest = max(float((found - wanted).abs().max()) for found, wanted in pairs)
