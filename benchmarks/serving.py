@@ -4,8 +4,9 @@
     python benchmarks/serving.py endpoint --scans 16     `predict` in this process against the endpoint, by reference
     python benchmarks/serving.py memory --slices 1000    the peak of a replica's process, for one large scan
 
-Networks have random weights: they take the same time as trained ones. `network` counts CPU seconds of the process,
-which other work on the machine hardly changes.
+Networks have random weights: they take the time of trained ones, but their classes are nearly alike in most voxels,
+so that the Dice of `network`, of the masks of both with each other, is lower than trained networks have it. `network`
+counts CPU seconds of the process, which other work on the machine changes less than those on the clock.
 """
 
 from __future__ import annotations
