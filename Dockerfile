@@ -12,10 +12,10 @@ RUN apt-get update \
     && useradd --uid 1000 --create-home --shell /bin/bash tomoray
 
 # Torch comes first: it is most of the image, and changes least.
+# Its CPU build is at PyTorch's own index; what it needs comes later, with the rest.
 FROM base AS torch-cpu
 RUN --mount=type=bind,source=requirements.lock,target=/requirements.lock \
-    pip install --constraint /requirements.lock --index-url https://download.pytorch.org/whl/cpu \
-        --extra-index-url https://pypi.org/simple torch
+    pip install --no-deps --constraint /requirements.lock --index-url https://download.pytorch.org/whl/cpu torch
 
 FROM base AS torch-cuda
 RUN --mount=type=bind,source=requirements.lock,target=/requirements.lock \
