@@ -114,7 +114,6 @@ def write_report(
             *(groups.lesion(number, lesion) for number, lesion in enumerate(measurements.lesions, start=1)),
             *(groups.probability(label, value) for label, value in measurements.probabilities.items()),
         ],
-        referenced_images=sources,
     )
     report = sr.Comprehensive3DSR(
         evidence=[*sources, *([segmentation] if segmentation else [])],
