@@ -143,7 +143,7 @@ def test_real_study_comes_back_with_seg_and_sr(hospital, tmp_path):
     scan = read_zip(zipped(paths), 10**10, Pseudonyms(b"of tests only, of no worth at all")).volume
     lungs = read_segmentation(seg, scan.geometry)["lungs"]  # placed by its own geometry, frame by frame
     np.testing.assert_array_equal(lungs, (scan.image_zyx > -950) & (scan.image_zyx < -400))
-    volume = next(item for item in walk(report) if item.get("ConceptNameCodeSequence", [{}])[0] == codes.SCT.Volume)
+    volume = next(item for item in walk(report) if concept(item) == codes.SCT.Volume.value)
     measured = float(volume.MeasuredValueSequence[0].NumericValue)
     assert measured == pytest.approx(lungs.sum() * scan.geometry.voxel_volume_ml, rel=1e-4)
     assert hospital.run() == counts
@@ -156,6 +156,10 @@ def zipped(paths):
         for path in paths:
             archive.write(path, path.name)
     return packed.getvalue()
+
+
+def concept(item):
+    return item.ConceptNameCodeSequence[0].CodeValue if "ConceptNameCodeSequence" in item else None
 
 
 def walk(item):
