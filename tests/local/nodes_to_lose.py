@@ -19,7 +19,9 @@ from ray.cluster_utils import Cluster
 def main() -> None:
     """Obey until there is nothing more to read."""
     folder = tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")
-    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": free_port()}
+    # The usual ports may be those of another Ray on this machine.
+    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
+    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, **ports}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]

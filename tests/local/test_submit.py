@@ -75,7 +75,7 @@ def tomoray(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
     return run
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up
