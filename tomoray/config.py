@@ -25,7 +25,7 @@ Url = Annotated[str, Field(min_length=1, description="a path or s3://bucket/pref
 class Config(BaseModel):
     """Strict and frozen: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built when one is made: help stays quick
 
 
 class Layout(Config):
