@@ -8,10 +8,12 @@ another. It ends when stdin closes.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
 import tempfile
+from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
@@ -19,10 +21,11 @@ from ray.cluster_utils import Cluster
 def main() -> None:
     """Obey until there is nothing more to read."""
     folder = tempfile.mkdtemp(prefix="tomoray-", dir="/tmp")
-    # The usual ports may be those of another Ray on this machine.
+    # Another Ray on this machine may have the usual ports, and jobs find their cluster by a file in Ray's usual folder.
+    os.environ["RAY_TMPDIR"] = folder
     ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
-    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, **ports}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, **ports})
+    Path(folder, "ray", "ray_current_cluster").write_text(cluster.address, encoding="utf-8")
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         print(f"http://{cluster.head_node.webui_url}", flush=True)
