@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import threading
@@ -96,7 +97,7 @@ def trained(archive, ray_local, tmp_path_factory):
 
 
 def weights(run_url):
-    return load_segmenter(run_url)._networks[0].state_dict()
+    return torch.load(io.BytesIO(open_run(run_url).read_model()), weights_only=True)
 
 
 def test_two_workers_train_and_leave_a_run(trained):
