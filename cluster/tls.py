@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from tomoray.errors import Fatal
 from tomoray.serving_config import TlsConfig
@@ -49,8 +48,15 @@ async def _serve(
     """Listen until what `started` gives is called; open connections end then."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
 
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Coroutine[Any, Any, None]:
-        return _pass_on(reader, writer, to_port)
+    passing: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if stopped.is_set():  # its handshake ended late; a task begun now would not be cancelled with the others
+            writer.transport.abort()
+            return
+        task = loop.create_task(_pass_on(reader, writer, to_port))
+        passing.add(task)  # the loop holds tasks weakly, and nothing else holds one whose client has gone
+        task.add_done_callback(passing.discard)
 
     try:
         server = await asyncio.start_server(connected, host, port, ssl=context, ssl_handshake_timeout=_HANDSHAKE_S)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import runpy
 import socket
+import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -95,6 +98,26 @@ def test_what_goes_in_encrypted_comes_out_whole(inner, authority):
         with socket.create_connection(("127.0.0.1", port)) as plain:
             plain.sendall(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
             assert b"200" not in plain.recv(100)
+
+
+def test_connection_whose_client_has_gone_is_kept_until_the_endpoint_closes_it(authority, caplog):
+    certificate, key = authority.issue("server")
+    port, trusted = free_port(), ssl.create_default_context(cafile=str(authority.path))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as slow,
+        decrypting(TlsConfig(certificate=certificate, key=key), "127.0.0.1", port, slow.getsockname()[1]),
+        trusted.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost") as client,
+    ):
+        client.sendall(b"hello")
+        kept, _ = slow.accept()
+        with kept:
+            assert kept.recv(100) == b"hello"
+            client.unwrap().close()
+            assert kept.recv(100) == b""
+            for _ in range(20):
+                time.sleep(0.02)
+                gc.collect()
+    assert "destroyed" not in caplog.text
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "without"])
