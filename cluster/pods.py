@@ -145,7 +145,12 @@ def _pod(
 
 
 def _variables(target: KubernetesTarget, labels: Mapping[str, str]) -> list[EnvVar]:
-    values = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}  # noqa: S108
+    values = {
+        "HOME": "/tmp",  # noqa: S108
+        "PYTHONUNBUFFERED": "1",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.again.middlewares",
+    }
     if _key_of(target, labels):
         values["TOMORAY_KEY_FILE"] = f"{KEY_FOLDER}/pseudonym.key"
     by_value = [EnvVar(name=name, value=value) for name, value in (values | target.env).items()]

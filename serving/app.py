@@ -7,10 +7,10 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serving.canary import Canary
-from serving.entrance import entrance
+from serving.entrance import entrance, off_gpu_nodes
 from serving.model import ModelServer, served_model
 from serving.schemas import ServedModel
 from serving.shared import DEPLOYMENT, SharedModels
@@ -23,7 +23,7 @@ from tomoray.storage import open_store
 DRAIN_S = 600.0  # a replica that goes ends the scans it has begun
 _drains = serve.deployment(graceful_shutdown_timeout_s=DRAIN_S, health_check_timeout_s=60)
 model_deployment, shared_deployment = _drains(ModelServer), _drains(SharedModels)
-canary_deployment = serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Canary)
+canary_deployment = serve.deployment(max_ongoing_requests=1000)(Canary)
 
 
 def app(config: ServeConfig) -> serve.Application:
@@ -62,7 +62,8 @@ def _in_trial(model: ModelConfig, served: ServedModel, canary: CanaryConfig) -> 
             raise Usage(f"canary {canary.source} has {field} {getattr(told, field)}, {model.source} has others")
     name = f"model-{served.name}"
     older = _deployed(name, model, served)
-    return canary_deployment.options(name=f"{name}-trial").bind(
+    options = {"num_cpus": 0, **off_gpu_nodes()}
+    return canary_deployment.options(name=f"{name}-trial", ray_actor_options=options).bind(
         served.name, canary, older, _deployed(f"{name}-newer", newer, told.model_copy(update={"name": served.name}))
     )
 
@@ -99,8 +100,16 @@ def _scaling(model: ModelConfig) -> dict[str, Any]:
             downscale_delay_s=model.downscale_delay_s,
             metrics_interval_s=1,
             look_back_period_s=min(10.0, model.downscale_delay_s),
+            **_latency_policy(model),
         )
     }
+
+
+def _latency_policy(model: ModelConfig) -> dict[str, Any]:
+    if model.target_latency_s is None:
+        return {}
+    how = {"policy_function": "serving.scaling:QueueAndLatency", "policy_kwargs": {"target_s": model.target_latency_s}}
+    return {"policy": AutoscalingPolicy(**how)}
 
 
 def _replica_resources(model: ModelConfig) -> dict[str, int]:

@@ -226,7 +226,8 @@ def _error(reply: requests.Response) -> TomoRayError | None:
         code, message = "unknown", f"the server answers {reply.status_code}"
     if reply.status_code == 429:
         return Busy(message)
-    if reply.status_code in (502, 503, 504):
+    died = reply.status_code == 500 and code == "unknown"  # not the gateway's own words: a proxy's, of one that is gone
+    if died or reply.status_code in (502, 503, 504):
         return Transient(message)
     if reply.status_code == 422 and code in _REASONS:
         return Refused(Reason(code), message.removeprefix(f"{code}: "))

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.util.accelerators import accelerators
 
 from serving.bodies import MB
 from serving.destinations import Destinations
@@ -27,7 +28,9 @@ from tomoray.privacy.pseudonyms import Pseudonyms
 from tomoray.serving_config import ServeConfig
 from tomoray.tokens import read_tokens
 
-# Both work in threads and mostly wait, so they claim no CPU of their own; and never a GPU, so that they fit anywhere.
+ACCELERATOR = "ray.io/accelerator-type"  # Ray's own label of a node; absent where there is none
+
+# Both work in threads and mostly wait, so they claim no CPU of their own.
 gateway_deployment = serve.deployment(max_ongoing_requests=256)(serve.ingress()(Gateway))
 runner_deployment = serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=10)(Runner)
 
@@ -62,11 +65,25 @@ def entrance(
         max_bytes=config.limits.expansion * config.limits.body_mb * MB,
         pseudonyms=Pseudonyms(secrets.token_bytes(32)),
     )
-    options = {"num_cpus": 0, "runtime_env": {"env_vars": settings.serving_environment()}}
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": settings.serving_environment()}, **off_gpu_nodes()}
     runner = runner_deployment.options(num_replicas=config.queue.runners, ray_actor_options=options).bind(
         desk, examiner
     )
     return gateway_deployment.options(ray_actor_options=options).bind(examiner, desk, runner, config)
+
+
+def off_gpu_nodes() -> dict[str, Any]:
+    """Options of an actor that is never to start on a node with an accelerator, where the cluster has other nodes.
+
+    A node's label names its accelerator, also that of a node which the autoscaler adds later.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
+    if all(ACCELERATOR in node["Labels"] for node in nodes):
+        return {}
+    known = {value for name, value in vars(accelerators).items() if name.isupper() and isinstance(value, str)}
+    there = {node["Labels"][ACCELERATOR] for node in nodes if ACCELERATOR in node["Labels"]}
+    names = ",".join(sorted(known | there))  # Ray takes a space after the comma for part of the name
+    return {"label_selector": {ACCELERATOR: f"!in({names})"}}
 
 
 def _desk(config: ServeConfig) -> Desk:
@@ -77,8 +94,9 @@ def _desk(config: ServeConfig) -> Desk:
         url = str(settings.state_folder() / "jobs" / hashlib.sha256(served.encode()).hexdigest()[:16] / "queue.sqlite")
     if not is_on_this_machine(url):
         assert config.queue.store is not None, "the config was checked"
-        return Desk(queue=url, store=config.queue.store, settings=config.queue)
+        return Desk(queue=url, store=config.queue.store, at_once=config.jobs_at_once, settings=config.queue)
     if ray.is_initialized() and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
         raise Fatal("the cluster has several machines and the queue is a file on one; set queue.url to a server")
     path = Path(url).expanduser().absolute()
-    return Desk(queue=str(path), store=config.queue.store or f"{path}.files", settings=config.queue)
+    store = config.queue.store or f"{path}.files"
+    return Desk(queue=str(path), store=store, at_once=config.jobs_at_once, settings=config.queue)

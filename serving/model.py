@@ -18,6 +18,7 @@ from ray.util import metrics
 
 from serving.messages import ArchivedScan, Finding, Progress, Request
 from serving.room import Room
+from serving.scaling import PACE, Pace
 from serving.schemas import ServedModel
 from serving.tasks import OPERATIONS, Finder, load_finder
 from tomoray import __version__
@@ -56,6 +57,7 @@ class ModelServer:
         self._sha256 = model.sha256
         self._room = Room(config.memory_mb * 1_000_000)
         self._threads = ThreadPoolExecutor(config.requests_at_once, "request")
+        self._pace = Pace()
         logger.info("%s runs by %s, %.1f s", expected.name, self._finder.backend, time.perf_counter() - start)
         tags = {"model": expected.name}
         self._seconds = metrics.Histogram(
@@ -70,28 +72,33 @@ class ModelServer:
     async def find(self, request: Request) -> AsyncIterator[Progress | Finding]:
         """How far it is, now and then, and at last what was found. Closing the generator drops the scan's windows."""
         start, loop = time.perf_counter(), asyncio.get_running_loop()
-        image, geometry, scan = await loop.run_in_executor(None, _open, request)
-        told: asyncio.Queue[Progress | None] = asyncio.Queue()
-        lane, last = self._batcher.lane(), [0.0]
+        with self._pace.scan():
+            image, geometry, scan = await loop.run_in_executor(None, _open, request)
+            told: asyncio.Queue[Progress | None] = asyncio.Queue()
+            lane, last = self._batcher.lane(), [0.0]
 
-        def advance(done: int, of: int) -> None:
-            if time.perf_counter() - last[0] > PROGRESS_EVERY_S or done == of:
-                last[0] = time.perf_counter()
-                loop.call_soon_threadsafe(told.put_nowait, Progress(done=done, of=of))
+            def advance(done: int, of: int) -> None:
+                if time.perf_counter() - last[0] > PROGRESS_EVERY_S or done == of:
+                    last[0] = time.perf_counter()
+                    loop.call_soon_threadsafe(told.put_nowait, Progress(done=done, of=of))
 
-        async with self._room.of(self._finder.working_bytes(geometry)):
-            work = loop.run_in_executor(self._threads, self._find, request, image, geometry, scan, lane, advance)
-            work.add_done_callback(lambda _: told.put_nowait(None))
-            try:
-                while (progress := await told.get()) is not None:
-                    yield progress
-                finding = work.result()
-            finally:
-                lane.close()
-                if lane.windows:
-                    self._windows.inc(lane.windows)
+            async with self._room.of(self._finder.working_bytes(geometry)):
+                work = loop.run_in_executor(self._threads, self._find, request, image, geometry, scan, lane, advance)
+                work.add_done_callback(lambda _: told.put_nowait(None))
+                try:
+                    while (progress := await told.get()) is not None:
+                        yield progress
+                    finding = work.result()
+                finally:
+                    lane.close()
+                    if lane.windows:
+                        self._windows.inc(lane.windows)
         self._seconds.observe(time.perf_counter() - start)
         yield finding
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve asks for, and `QueueAndLatency` is told."""
+        return {PACE: self._pace.seconds_a_scan()}
 
     def __del__(self) -> None:
         if hasattr(self, "_batcher"):

@@ -46,11 +46,13 @@ class Desk:
     Attributes:
         queue: URL of the queue.
         store: URL of the vault.
+        at_once: jobs of a runner at a time.
         settings: of both.
     """
 
     queue: str
     store: str
+    at_once: int
     settings: QueueConfig
 
 
@@ -66,7 +68,7 @@ class Runner:
         self._examiner = examiner
         self._holder = secrets.token_hex(8)
         self._news = asyncio.Event()
-        works = [self._work() for _ in range(self._settings.at_once)]
+        works = [self._work() for _ in range(desk.at_once)]
         self._tasks = [asyncio.create_task(task) for task in (*works, self._tidy())]  # Serve calls this in its loop
 
     def wake(self) -> None:

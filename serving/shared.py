@@ -8,6 +8,7 @@ from ray import serve
 
 from serving.messages import Finding, Progress, Request
 from serving.model import ModelServer
+from serving.scaling import PACE, Pace
 from serving.schemas import ServedModel
 from tomoray.serving_config import ModelConfig
 
@@ -27,12 +28,18 @@ class SharedModels:
 
     def __init__(self, models: Mapping[str, tuple[ModelConfig, ServedModel]], device: str) -> None:
         self._models, self._device = models, device
+        self._pace = Pace()
 
     async def find(self, request: Request) -> AsyncIterator[Progress | Finding]:
         """As `ModelServer.find` of the model that is asked for."""
-        model = await self.load(serve.get_multiplexed_model_id())
-        async for answer in model.find(request):
-            yield answer
+        with self._pace.scan():
+            model = await self.load(serve.get_multiplexed_model_id())
+            async for answer in model.find(request):
+                yield answer
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """As that of `ModelServer`, over all models."""
+        return {PACE: self._pace.seconds_a_scan()}
 
     @serve.multiplexed(max_num_models_per_replica=AT_ONCE)
     async def load(self, name: str) -> ModelServer:

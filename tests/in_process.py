@@ -95,7 +95,8 @@ def parts(folder: Path, archives=(), names=("one", "two"), seconds=0.0, **config
         max_bytes=config.limits.expansion * config.limits.body_mb * MB,
         pseudonyms=Pseudonyms(b"a key for tests only, of no worth"),
     )
-    return examiner, Desk(queue=config.queue.url, store=str(folder / "files"), settings=config.queue), config
+    desk = Desk(queue=config.queue.url, store=str(folder / "files"), at_once=config.jobs_at_once, settings=config.queue)
+    return examiner, desk, config
 
 
 def gateway_app(folder: Path, *args, **options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from tomoray.config import Config, Fraction, Positive, Url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="as it stands in a query")]
+_JOBS_AT_ONCE = 4
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -42,6 +44,9 @@ class ModelConfig(Config):
         gpu: a GPU for each replica; None: where the cluster has enough of them.
         min_replicas: 0 lets the model go while nobody asks; the next request then waits for it.
         target_ongoing_requests: of each replica, on average; more of them call for another replica.
+        target_latency_s: how long a request should take, waiting included; more replicas are called for where those
+            that are there would take longer for all that is asked, at the pace they have shown. None: only requests
+            are counted.
         windows_at_once: the most windows, of whatever requests, that go through the network together.
         requests_at_once: the most requests of one replica whose windows are mixed.
         memory_mb: what these may take together while they are worked on, besides the network and voxels that were sent;
@@ -62,6 +67,7 @@ class ModelConfig(Config):
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Positive = 1
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 2.0
+    target_latency_s: Annotated[float, Field(gt=0)] | None = None
     windows_at_once: Positive = 4
     requests_at_once: Positive = 4
     memory_mb: Positive = 1500
@@ -163,7 +169,8 @@ class QueueConfig(Config):
             for these models. SQLite is for one machine.
         store: folder or S3 prefix for bodies and results; None: beside the SQLite file.
         depth: jobs that may wait; more are told to come back.
-        at_once: jobs that a runner works on at a time; each holds its scan in memory.
+        at_once: jobs that a runner works on at a time; each holds its scan in memory, where it was sent. None: as many
+            as keep all replicas busy that there may be, and 4 at least.
         runners: processes that take jobs.
         keep_hours: how long results are kept.
         lease_s: when a job of a runner that was killed is taken by another.
@@ -173,7 +180,7 @@ class QueueConfig(Config):
     url: Annotated[str, Field(min_length=1)] | None = None
     store: Url | None = None
     depth: Positive = 1000
-    at_once: Positive = 4
+    at_once: Positive | None = None
     runners: Positive = 1
     keep_hours: Annotated[float, Field(gt=0)] = 24.0
     lease_s: Annotated[float, Field(ge=1)] = 15.0
@@ -266,3 +273,9 @@ class ServeConfig(Config):
             return self.models
         alone = ModelConfig(source=self.run, cpus=self.cpus, min_replicas=self.replicas, max_replicas=self.replicas)
         return [alone, *self.models]
+
+    @property
+    def jobs_at_once(self) -> int:
+        """Jobs that each runner works on at a time."""
+        busy = sum(ceil(model.max_replicas * model.target_ongoing_requests) for model in self.served)
+        return self.queue.at_once or max(_JOBS_AT_ONCE, ceil(busy / self.queue.runners))

@@ -104,6 +104,8 @@ key of the pseudonyms preprocessing must not begin; others may have no use for i
   value: /etc/tomoray/key/pseudonym.key
 - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
   value: {{ .ray.drainSeconds | quote }}
+- name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+  value: serving.again.middlewares
 - name: RAY_USAGE_STATS_ENABLED
   value: {{ .ray.usageStats | ternary "1" "0" | quote }}
 {{- if and (eq $component "serving") .redis.enabled }}
