@@ -60,6 +60,9 @@ Ensemble = Annotated[
     list[str] | None, typer.Option(metavar="RUN", help="One more run to average probabilities with; repeatable.")
 ]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="What `tomoray train --out` wrote.")]
+ModelUrl = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run, a MONAI bundle, or an .onnx file of `tomoray export`.")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +204,7 @@ def train(
 
 @app.command()
 def predict(
-    run: RunUrl,
+    run: ModelUrl,
     archive: ArchiveUrl,
     out: Annotated[str | None, typer.Option(help="Where masks go. [dim]Default: RUN/predictions[/dim]")] = None,
     part: Annotated[Part | None, typer.Option(help="Which patients. [dim]Default: test[/dim]")] = None,
@@ -216,12 +219,13 @@ def predict(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Segment the held-out patients of a run's archive, or all of another archive.
+    """Segment the held-out patients of a run's archive, or all of another archive; by a bundle, all of any.
 
     [bold]Examples[/bold]
 
     tomoray predict run archive
     tomoray predict run s3://other/archive --out masks --format dicom-seg
+    tomoray predict spleen_ct_segmentation archive --out masks
     tomoray predict cv/fold-0 other-archive --ensemble cv/fold-1 --ensemble cv/fold-2 --out masks
     """
     flags = {"run": run, "archive": archive, "out": out, "part": part, "format": format, "backend": backend}
@@ -232,7 +236,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    run: RunUrl,
+    run: ModelUrl,
     archive: ArchiveUrl,
     predictions: Annotated[str | None, typer.Option(help="Masks of `tomoray predict --out`.")] = None,
     part: Annotated[Part | None, typer.Option(help="Which patients. [dim]Default: test[/dim]")] = None,

@@ -7,14 +7,13 @@ from pathlib import Path
 from tomoray.archive import Archive
 from tomoray.config import Config, EvaluateConfig, FingerprintConfig, PredictConfig, PreprocessConfig, QcConfig
 from tomoray.errors import Fatal
-from tomoray.runs import open_run
 from tomoray.storage import open_store
 from tomoray.training.config import CrossValidateConfig, TrainConfig
 from tomoray.training.search import TuneConfig
 
 
 def check(config: Config) -> None:
-    """Look at every source, archive and run that a job would read; jobs look again themselves.
+    """Look at every source, archive and model that a job would read; jobs look again themselves.
 
     Raises:
         Fatal: one is not there or cannot be reached, in the job's own words.
@@ -25,8 +24,9 @@ def check(config: Config) -> None:
                 raise Fatal(f"no folder or file at {source}; check the path")
         open_store(config.archive).check()
     if isinstance(config, PredictConfig | EvaluateConfig):
-        for run in (config.run, *config.ensemble):
-            open_run(run)
+        from tomoray.inference.models import open_model  # slow to load, and no other job asks a model
+
+        open_model(config.run, ensemble=config.ensemble)
     if isinstance(config, CrossValidateConfig):
         check(config.train)
     if isinstance(config, TuneConfig):

@@ -1,4 +1,4 @@
-"""Run + archive -> how well masks agree with the truth, per patient and label, on the scans' own grids.
+"""Model + archive -> how well masks agree with the truth, per patient and label, on the scans' own grids.
 
 Predicts what is not predicted yet.
 """
@@ -14,17 +14,18 @@ from typing import Any
 import ray
 
 from jobs.main import main
-from jobs.predict import open_together, predict
+from jobs.predict import predict
 from jobs.tasks import cluster_cpus, run_bounded
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import EvaluateConfig
 from tomoray.errors import Fatal, Transient
+from tomoray.inference.models import open_model
 from tomoray.metrics import Agreement, compare, estimate
 from tomoray.patches import require_labels
 from tomoray.predictions import Predictions
 from tomoray.progress import track
-from tomoray.runs import model_digest, select_scans
+from tomoray.runs import select_scans
 from tomoray.storage import open_store
 
 MEASURES = tuple(field.name for field in fields(Agreement))
@@ -40,17 +41,17 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         `predicted` (now; the others were there), `run`, `ensemble`, `archive`, `predictions`, `seconds`.
 
     Raises:
-        Fatal: no such run or archive, no scan to compare, or one lacks a label of the run.
+        Fatal: no such model or archive, no scan to compare, or one lacks a label of the model.
     """
     started = time.monotonic()
-    models, archive = open_together(config.run, config.ensemble), Archive.open(config.archive)
+    model, archive = open_model(config.run, ensemble=config.ensemble), Archive.open(config.archive)
     rows = Catalog(archive.store).rows()
-    patients = select_scans(models, archive.url, rows, config.part)
-    labels = models[0].config.labels
+    patients = select_scans(model.runs, archive.url, rows, config.part)
+    labels = model.config.labels
     require_labels({row["scan_id"]: row["labels"] or [] for row in rows if row["scan_id"] in patients}, labels)
-    store = open_store(config.predictions) if config.predictions else models[0].store.child("predictions")
-    predictions = Predictions(store=store, format="zarr", model_sha256=model_digest(models))
-    predicted = predict(models, archive, sorted(patients), predictions)
+    store = open_store(config.predictions) if config.predictions else model.store.child("predictions")
+    predictions = Predictions(store=store, format="zarr", model_sha256=model.sha256)
+    predicted = predict(model, archive, sorted(patients), predictions)
     found = _compare_all(archive.url, predictions.store.url, sorted(patients), labels, config.tolerance_mm)
     scores = {measure: _by_patient(found, patients, labels, measure) for measure in MEASURES}
     summary = {
@@ -58,8 +59,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         for label in labels
     }
     return {
-        "run": models[0].store.url,
-        "ensemble": [model.store.url for model in models[1:]],
+        "run": model.urls[0],
+        "ensemble": list(model.urls[1:]),
         "archive": archive.url,
         "predictions": predictions.store.url,
         "scans": len(patients),

@@ -1,4 +1,4 @@
-"""Run + archive -> masks: one Ray task a scan, each model loaded once in a process.
+"""Model + archive -> masks: one Ray task a scan, each model loaded once in a process.
 
 A task reads its scan from the archive and writes its masks; the driver sees ids only. Masks that this very model has
 drawn before are not drawn again.
@@ -20,12 +20,12 @@ from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import PredictConfig
 from tomoray.errors import Fatal, Transient
-from tomoray.inference.models import BackendName, compile_segmenter, open_model
+from tomoray.inference.models import BackendName, Model, compile_segmenter, open_model
 from tomoray.inference.scan_input import ArchivedVoxels
-from tomoray.predict import Segmenter, check_alike
+from tomoray.predict import Segmenter
 from tomoray.predictions import Predictions
 from tomoray.progress import track
-from tomoray.runs import Run, model_digest, open_run, select_scans
+from tomoray.runs import select_scans
 from tomoray.storage import open_store
 
 
@@ -36,21 +36,21 @@ def run(config: PredictConfig) -> dict[str, Any]:
         `scans`, of which `predicted` now and `skipped` as done before; `run`, `archive`, `out`, `format`, `seconds`.
 
     Raises:
-        Fatal: no such run or archive, no scan to segment, or a scan failed.
+        Fatal: no such model or archive, no scan to segment, or a scan failed.
     """
     started = time.monotonic()
-    models, archive = open_together(config.run, config.ensemble), Archive.open(config.archive)
-    scan_ids = sorted(select_scans(models, archive.url, Catalog(archive.store).rows(), config.part))
+    model, archive = open_model(config.run, ensemble=config.ensemble), Archive.open(config.archive)
+    scan_ids = sorted(select_scans(model.runs, archive.url, Catalog(archive.store).rows(), config.part))
     name = f"predictions{'' if config.format == 'zarr' else f'-{config.format}'}"
     predictions = Predictions(
-        store=open_store(config.out) if config.out else models[0].store.child(name),
+        store=open_store(config.out) if config.out else model.store.child(name),
         format=config.format,
-        model_sha256=model_digest(models),
+        model_sha256=model.sha256,
     )
-    todo = predict(models, archive, scan_ids, predictions, backend=config.backend)
+    todo = predict(model, archive, scan_ids, predictions, backend=config.backend)
     return {
-        "run": models[0].store.url,
-        "ensemble": [model.store.url for model in models[1:]],
+        "run": model.urls[0],
+        "ensemble": list(model.urls[1:]),
         "archive": archive.url,
         "out": predictions.store.url,
         "format": config.format,
@@ -61,15 +61,8 @@ def run(config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def open_together(run: str, ensemble: Sequence[str]) -> list[Run]:
-    """Finished runs whose probabilities can be averaged. Raises `Usage` where they differ in what they find."""
-    runs = [open_run(url) for url in (run, *ensemble)]
-    check_alike(runs)
-    return runs
-
-
 def predict(
-    models: Sequence[Run],
+    model: Model,
     archive: Archive,
     scan_ids: Sequence[str],
     predictions: Predictions,
@@ -77,14 +70,15 @@ def predict(
     backend: BackendName = "auto",
 ) -> list[str]:
     """Segment those of `scan_ids` that lack complete masks; the ids that were segmented now."""
-    urls = tuple(model.store.url for model in models)
     predictions.prepare(archive.layout)
     todo = [scan_id for scan_id in scan_ids if not predictions.has(scan_id)]
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     task = _segment.options(num_gpus=gpus)
     with track("predict", len(todo)) as advance:
         results = run_bounded(
-            lambda scan_id: task.remote(urls, archive.url, scan_id, predictions, backend), todo, 2 * cluster_cpus()
+            lambda scan_id: task.remote(model.urls, archive.url, scan_id, predictions, backend),
+            todo,
+            2 * cluster_cpus(),
         )
         for scan_id, result in results:
             if isinstance(result, Exception):
@@ -95,20 +89,20 @@ def predict(
 
 @ray.remote(num_cpus=1, retry_exceptions=[Transient])
 def _segment(
-    run_urls: tuple[str, ...], archive_url: str, scan_id: str, predictions: Predictions, backend: BackendName
+    urls: tuple[str, ...], archive_url: str, scan_id: str, predictions: Predictions, backend: BackendName
 ) -> None:
-    segmenter = _segmenter(run_urls, predictions.model_sha256, backend)
+    segmenter = _segmenter(urls, predictions.model_sha256, backend)
     scan = Archive.open(archive_url).scan(scan_id)
     predictions.write(scan, segmenter.segment(ArchivedVoxels(scan), scan.geometry))
 
 
 @lru_cache(maxsize=1)
-def _segmenter(run_urls: tuple[str, ...], model_sha256: str, backend: BackendName) -> Segmenter:
-    """The model of this worker process; the digest is there so that a run trained further is loaded anew."""
+def _segmenter(urls: tuple[str, ...], model_sha256: str, backend: BackendName) -> Segmenter:
+    """The model of this worker process; the digest is there so that a model that was changed is loaded anew."""
     torch.set_num_threads(1)
-    model = open_model(run_urls[0], ensemble=run_urls[1:])
+    model = open_model(urls[0], ensemble=urls[1:])
     if model.sha256 != model_sha256:
-        raise Fatal(f"run {' or '.join(run_urls)} was trained further meanwhile; run the command again")
+        raise Fatal(f"{' or '.join(urls)} was changed meanwhile; run the command again")
     return compile_segmenter(model, backend, device="cuda" if ray.get_gpu_ids() else "cpu", threads=1)[0]
 
 

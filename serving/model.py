@@ -124,6 +124,8 @@ def served_model(config: ModelConfig) -> tuple[ServedModel, Model]:
         run.read_model()  # damage is told here in one line; a replica could only fail to start
     if not model.runs:
         model.read()
+    if model.bundle is not None and config.sha256 is None:
+        logger.warning("%s names no digest; to serve no other weights, give sha256: %s", model.url, model.sha256)
     last = model.url.rstrip("/").rpartition("/")[2].removesuffix(".onnx")
     return (
         ServedModel(

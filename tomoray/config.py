@@ -127,12 +127,14 @@ class PlanConfig(Config):
 
 
 class PredictConfig(Config):
-    """`jobs.predict`: run + archive -> masks, one folder a scan.
+    """`jobs.predict`: model + archive -> masks, one folder a scan.
 
     Attributes:
+        run: a run, a MONAI bundle or an `.onnx` file that TomoRay wrote.
         ensemble: more runs, whose class probabilities are averaged with those of `run`.
         out: where masks go; None: `RUN/predictions`.
-        part: which patients of the run's own archive; another archive is always taken whole.
+        part: which patients of the run's own archive; another archive is always taken whole, and so is any by a bundle
+            or file.
         backend: what runs the network; `auto` takes the fastest that is installed (docs/inference.md).
     """
 
@@ -146,9 +148,10 @@ class PredictConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """`jobs.evaluate`: run + archive -> how well masks agree with the truth, per patient and label.
+    """`jobs.evaluate`: model + archive -> how well masks agree with the truth, per patient and label.
 
     Attributes:
+        run: a run, a MONAI bundle or an `.onnx` file that TomoRay wrote.
         ensemble: more runs, whose class probabilities are averaged with those of `run`.
         predictions: where masks are, or go; None: `RUN/predictions`.
         tolerance_mm: how far apart surfaces may be to count as one, for the surface Dice.

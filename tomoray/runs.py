@@ -227,7 +227,8 @@ def select_scans(
     split ("all": everyone). Any other archive is taken whole. Of several runs, what each of them would take.
 
     Args:
-        runs: the run whose model is asked, or those that are asked together.
+        runs: the run whose model is asked, or those that are asked together; none: a model that is no run, which takes
+            an archive whole.
         archive_url: the full URL of the archive.
         rows: its catalog.
         part: of each run's split.
@@ -243,6 +244,8 @@ def select_scans(
         known = {patient for of_part in parts.values() for patient in of_part}
         if part != "all" and (archive_url == run.config.archive or known & there):
             chosen = {scan_id: patient for scan_id, patient in chosen.items() if patient in parts[part]}
+    if not chosen and not asked:
+        raise Fatal(f"archive {archive_url} has no scan; tomoray info {archive_url} says what was refused")
     if not chosen:
         names = " and ".join(run.store.url for run in asked)
         raise Fatal(

@@ -35,9 +35,10 @@ class ModelConfig(Config):
     """One model: what it is, what runs it, and how many replicas of it there may be.
 
     Attributes:
-        source: a run, a MONAI bundle or an `.onnx` file that TomoRay wrote, on a path or S3.
+        source: a run, a MONAI bundle, or an `.onnx` file that TomoRay wrote, on a path or S3.
         name: None: the last part of `source`.
-        sha256: of the model's file; another one is refused. None takes the file that the source itself names.
+        sha256: of the model's file; another one is refused. None takes the file that the source itself names; a bundle
+            made elsewhere names none.
         ensemble: more runs, whose class probabilities are averaged with those of `source`.
         backend: what runs the network; `auto` takes the fastest that is there on this machine.
         cpus: of each replica; 0: its share of a single machine, 1 on a cluster of several.

@@ -1,15 +1,21 @@
 import dataclasses
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster.local import local_ray
-from jobs import evaluate, train
+from jobs import evaluate, predict, train
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, stored_row
-from tomoray.config import EvaluateConfig, Layout
+from tomoray.config import EvaluateConfig, Layout, PredictConfig
+from tomoray.inference.models import compile_segmenter, open_model
 from tomoray.runs import open_run
+from tomoray.storage import open_store
 from tomoray.training.config import TrainConfig
+
+make_bundle = runpy.run_path(str(Path(__file__).parents[1] / "zoo.py"))["make_bundle"]
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +24,26 @@ def ray_that_knows_s3(s3):
         yield
 
 
-def test_two_steps_straight_from_s3_to_s3(s3, ray_that_knows_s3, make_volume):
+@pytest.fixture
+def make_archive(make_volume):
+    """`make_archive(url, n)`: an archive of n patients, a scan each."""
+
+    def make(url, patients):
+        archive = Archive.create(url, Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=1))
+        for number in range(patients):
+            volume = make_volume((20, 24, 28), scan_id=f"{number:016x}", seed=number)
+            info = dataclasses.replace(volume.info, series_id=f"{number:016x}", patient_id=f"p{number}")
+            volume = dataclasses.replace(volume, info=info)
+            archive.write_scan(volume)
+            Catalog(archive.store).upsert([stored_row(volume, "0" * 64)])
+        return archive
+
+    return make
+
+
+def test_two_steps_straight_from_s3_to_s3(s3, ray_that_knows_s3, make_archive):
     bucket = s3.bucket()
-    archive = Archive.create(f"{bucket}/archive", Layout(chunk_zyx=(16, 16, 16), shard_zyx=(32, 32, 32), levels=1))
-    for number in range(4):
-        volume = make_volume((20, 24, 28), scan_id=f"{number:016x}", seed=number)
-        info = dataclasses.replace(volume.info, series_id=f"{number:016x}", patient_id=f"p{number}")
-        volume = dataclasses.replace(volume, info=info)
-        archive.write_scan(volume)
-        Catalog(archive.store).upsert([stored_row(volume, "0" * 64)])
+    archive = make_archive(f"{bucket}/archive", 4)
     config = TrainConfig.model_validate(
         {
             "archive": archive.url,
@@ -47,3 +64,25 @@ def test_two_steps_straight_from_s3_to_s3(s3, ray_that_knows_s3, make_volume):
     scores = evaluate.run(EvaluateConfig(run=run.store.url, archive=archive.url))
     assert set(scores["dice"]["lungs"]) == set(run.split.test)
     assert np.isfinite(list(scores["mean_dice"].values())).all()
+
+
+def test_a_bundle_made_elsewhere_segments_an_archive_where_both_are_on_s3(
+    s3, ray_that_knows_s3, make_archive, tmp_path
+):
+    bucket = s3.bucket()
+    archive, store = make_archive(f"{bucket}/archive", 2), open_store(f"{bucket}/bundle")
+    channels = {"0": "background", "1": "lungs", "2": "nodules"}
+    bundle = make_bundle(
+        tmp_path / "bundle", channels=channels, inferer={"_target_": "SlidingWindowInferer", "roi_size": 16}
+    )
+    for path in bundle.rglob("*.*"):
+        store.write(str(path.relative_to(bundle)), path.read_bytes())
+    config = PredictConfig(run=store.url, archive=archive.url)
+    found = [predict.run(config) for _ in range(2)]
+    assert (found[0]["predicted"], found[1]["skipped"], found[0]["out"]) == (2, 2, f"{store.url}/predictions")
+    segmenter, _ = compile_segmenter(open_model(store.url), "torch")
+    volume, drawn = archive.scan(f"{0:016x}").read(), Archive.open(found[0]["out"]).scan(f"{0:016x}")
+    for label, mask in segmenter.segment(volume.image_zyx, volume.geometry).items():
+        assert (drawn.label(label).read().result() == mask).mean() > 0.999
+    scores = evaluate.run(EvaluateConfig(run=store.url, archive=archive.url))
+    assert set(scores["dice"]["lungs"]) == {"p0", "p1"}

@@ -1,7 +1,7 @@
 """What can be asked: a finished run, several together, a MONAI bundle or an ONNX file, on a path or S3.
 
-A bundle and an ONNX file are those that `tomoray export` writes: what goes in and comes out stands in their
-`tomoray.json`, with the digests of the files beside it.
+What goes in and comes out of a file that `tomoray export` wrote stands in its `tomoray.json`, with the digests of the
+files beside it. A bundle made elsewhere says it in its own configs (`bundle_configs`), and names no digest.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from tomoray.config import make_config
 from tomoray.errors import Fatal, Usage
 from tomoray.inference.backends import Compiled, compile_network, compile_onnx
 from tomoray.inference.batcher import Tensors
+from tomoray.inference.bundle_configs import METADATA, BundleFacts
+from tomoray.inference.bundles import load_bundle, open_bundle
 from tomoray.predict import Probabilities, Segmenter, check_alike, load_network
 from tomoray.runs import FINISHED, STARTED, Run, model_digest, open_run
 from tomoray.storage import Store, open_store
 from tomoray.training.config import TrainConfig
+from tomoray.training.transfer import BUNDLE_MODEL
 
 ABOUT, PROGRAM = "tomoray.json", "models/model.pt2"
 BackendName = Literal["auto", "torch", "openvino", "onnxruntime"]
@@ -40,16 +43,24 @@ class Model:
         url: where it was found.
         config: how it was trained, or as much of it as prediction needs.
         sha256: of its weights, or of all of them together.
+        store: its folder; of several runs, the first one's.
         runs: whose weights it is; empty for a file.
         key: of the file in `store`, otherwise.
+        bundle: what a bundle that was made elsewhere says of that file.
     """
 
     url: str
     config: TrainConfig
     sha256: str
+    store: Store
     runs: tuple[Run, ...] = ()
-    store: Store | None = None
     key: str = ""
+    bundle: BundleFacts | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """What `open_model` takes, anywhere: the first as its source, the others as its ensemble."""
+        return tuple(run.store.url for run in self.runs) or (self.url,)
 
     @property
     def temperature(self) -> float | None:
@@ -61,11 +72,10 @@ class Model:
 
     def read(self) -> bytes:
         """The file of a bundle or ONNX model. Raises `Fatal` where it is not the one that `sha256` names."""
-        assert self.store is not None  # a run reads its own
         try:
             data = self.store.read(self.key)
         except FileNotFoundError as error:
-            raise Fatal(f"{self.url} has lost its model {self.key}; export it again") from error
+            raise Fatal(f"{self.url} has lost its model {self.key}; put it there again") from error
         found = hashlib.sha256(data).hexdigest()
         if found != self.sha256:
             raise Fatal(f"the model {self.key} of {self.url} has sha256 {found[:12]}…, wanted {self.sha256[:12]}…")
@@ -82,7 +92,8 @@ def open_model(source: str, *, sha256: str | None = None, ensemble: Sequence[str
 
     Raises:
         Fatal: there is no such thing, or its weights are others.
-        Usage: an ensemble of other things than runs, or of runs that differ in what they find.
+        Usage: an ensemble of other things than runs, or of runs that differ in what they find; or a bundle says what
+            is not understood.
     """
     model = _open_file(source) or _open_runs([source, *ensemble])
     if ensemble and not model.runs:
@@ -127,6 +138,8 @@ def read_weights(model: Model) -> dict[str, Any]:
 def _probabilities(model: Model) -> nn.Module:
     if model.runs:
         return Probabilities([load_network(run) for run in model.runs])
+    if model.bundle is not None:
+        return Probabilities([load_bundle(model.bundle, model.read())])
     program: Any = torch.export.load(io.BytesIO(model.read()))
     return Probabilities([_Program(program.module())])
 
@@ -145,7 +158,8 @@ class _Program(nn.Module):
 def _open_runs(urls: Sequence[str]) -> Model:
     runs = tuple(open_run(url) for url in urls)
     check_alike(runs)
-    return Model(url=runs[0].store.url, config=runs[0].config, sha256=model_digest(runs), runs=runs)
+    store = runs[0].store
+    return Model(url=store.url, config=runs[0].config, sha256=model_digest(runs), store=store, runs=runs)
 
 
 def _open_file(source: str) -> Model | None:
@@ -155,8 +169,10 @@ def _open_file(source: str) -> Model | None:
         store, key = open_store(folder or "."), name
     else:
         store, key = open_store(source), PROGRAM
-        if store.exists(FINISHED) or store.exists(STARTED) or not store.exists(ABOUT):
+        if store.exists(FINISHED) or store.exists(STARTED):
             return None
+        if not store.exists(ABOUT):
+            return _open_bundle(store) if store.exists(METADATA) else None
     store.check()
     try:
         about = json.loads(store.read(ABOUT))
@@ -165,15 +181,33 @@ def _open_file(source: str) -> Model | None:
     digests = about.get("files", {})
     if key not in digests:
         raise Fatal(f"{store.url}/{ABOUT} says nothing of {key}; export the run again: tomoray export RUN")
-    return Model(url=source, config=_config(about, source), sha256=digests[key], store=store, key=key)
+    url = store.url if key == PROGRAM else f"{store.url}/{key}"
+    config = _config(_values(about), f"{store.url}/{ABOUT}")
+    return Model(url=url, config=config, sha256=digests[key], store=store, key=key)
 
 
-def _config(about: Mapping[str, Any], source: str) -> TrainConfig:
-    """As much of a training config as prediction needs, from what `tomoray.export.describe` wrote."""
+def _open_bundle(store: Store) -> Model:
+    """A bundle that was made elsewhere."""
+    try:
+        weights = store.read(BUNDLE_MODEL)
+    except FileNotFoundError as error:
+        raise Fatal(f"{store.url} has no {BUNDLE_MODEL}; a bundle's TorchScript is not run") from error
+    bundle = open_bundle(store, weights)
+    return Model(
+        url=store.url,
+        config=_config(bundle.values, store.url),
+        sha256=hashlib.sha256(weights).hexdigest(),
+        store=store,
+        key=BUNDLE_MODEL,
+        bundle=bundle,
+    )
+
+
+def _values(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a training config that prediction needs, from what `tomoray.export.describe` wrote."""
     into, out, windows = about["input"], about["output"], about["windows"]
-    labels = [name for _, name in sorted(out["labels"].items(), key=lambda item: int(item[0]))][1:]
-    values = {
-        "labels": labels,
+    return {
+        "labels": [name for _, name in sorted(out["labels"].items(), key=lambda item: int(item[0]))][1:],
         "contains": out["contains"],
         "spacing_zyx_mm": into["spacing_zyx_mm"],
         "patch_zyx": into["shape"][2:],
@@ -181,9 +215,12 @@ def _config(about: Mapping[str, Any], source: str) -> TrainConfig:
         "overlap": windows["overlap"],
         "mirror_when_predicting": windows["mirror"],
         "skip_air": windows["skip_air"],
-        "network": {"channels": [1, 2], "norm": "batch"},  # not built: any that has no wishes of its own
     }
-    return make_config(TrainConfig, values, f"{source}/{ABOUT}")
+
+
+def _config(values: Mapping[str, Any], where: str) -> TrainConfig:
+    network = {"channels": [1, 2], "norm": "batch"}  # not built: any that has no wishes of its own
+    return make_config(TrainConfig, {**values, "network": network}, where)
 
 
 def _cache(model: Model) -> Path | None:
@@ -193,5 +230,5 @@ def _cache(model: Model) -> Path | None:
         releases.append(version("openvino"))
     except PackageNotFoundError:
         return None
-    facts = json.dumps([model.sha256, model.config.patch_zyx, *releases])
+    facts = json.dumps([model.sha256, model.config.patch_zyx, str(model.bundle), *releases])
     return settings.cache_folder() / "openvino" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.xml"

@@ -111,12 +111,12 @@ def read_weights(url: str) -> dict[str, dict[str, Tensor]]:
             data = open_store(parent or ".").read(name)
         except FileNotFoundError as error:
             raise Usage(f"start_from.url: no file {url}") from error
-        return _weights(_model_in_zip(data, url) if name.endswith(".zip") else data, url)
+        return weights_in(_model_in_zip(data, url) if name.endswith(".zip") else data, url)
     store = open_store(url)
     if store.exists(FINISHED) or store.exists(STARTED):
-        return _weights(open_run(url).read_model(), url)
+        return weights_in(open_run(url).read_model(), url)
     try:
-        return _weights(store.read(BUNDLE_MODEL), url)
+        return weights_in(store.read(BUNDLE_MODEL), url)
     except FileNotFoundError as error:
         raise Usage(
             f"start_from.url: {url} is no run, no checkpoint (.pt) and no MONAI bundle ({BUNDLE_MODEL} in a folder or "
@@ -124,8 +124,11 @@ def read_weights(url: str) -> dict[str, dict[str, Tensor]]:
         ) from error
 
 
-def _weights(data: bytes, url: str) -> dict[str, dict[str, Tensor]]:
-    """Networks by name, from one file."""
+def weights_in(data: bytes, url: str) -> dict[str, dict[str, Tensor]]:
+    """Networks by name, from one file; one without a name is `""`. Raises `Fatal` where it holds none.
+
+    Nothing but tensors is unpickled.
+    """
     try:
         stored: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
