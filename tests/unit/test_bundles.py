@@ -94,7 +94,7 @@ def agreement(bundle, backend="torch"):
         ("RAS", (1.5, 1.75, 2.0), (32, 40, 24), (0, 1), "openvino"),
         ("LPS", (1.5, 1.75, 2.0), (32, 40, 24), (0, 1), "openvino"),
         ("SRA", (2.0, 1.5, 1.75), (24, 32, 40), (-0.1, 0.9), "onnxruntime"),
-        ("PIL", (1.75, 2.0, 1.5), (40, 24, 32), (0, 1), "torch"),
+        ("PLI", (1.75, 1.5, 2.0), (40, 32, 24), (0, 1), "torch"),
     ],
 )
 def test_masks_are_those_that_monai_finds_by_the_same_bundle(tmp_path, weights, axcodes, pixdim, roi, values, backend):
@@ -106,6 +106,7 @@ def test_masks_are_those_that_monai_finds_by_the_same_bundle(tmp_path, weights, 
     inferer = inference()["inferer"] | {"roi_size": roi}
     bundle = make_bundle(tmp_path / "bundle", weights=weights, steps=steps, inferer=inferer)
     write_scan(bundle, (36, 48, 60), (2.0, 1.5, 1.75))  # on the grid of the network, and MONAI cuts the same windows
+    assert open_model(str(bundle)).config.patch_zyx == (24, 40, 32)
     found = agreement(bundle, backend)
     assert set(found) == {"spleen", "Left_kidney"}
     assert min(found.values()) > 0.995, found
