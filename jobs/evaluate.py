@@ -19,7 +19,7 @@ from jobs.tasks import cluster_cpus, run_bounded
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog
 from tomoray.config import EvaluateConfig
-from tomoray.errors import Fatal, Transient
+from tomoray.errors import Fatal, Transient, Usage
 from tomoray.inference.models import open_model
 from tomoray.metrics import Agreement, compare, estimate
 from tomoray.patches import require_labels
@@ -42,9 +42,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         Fatal: no such model or archive, no scan to compare, or one lacks a label of the model.
+        Usage: the model is no run, and not all patients are asked for.
     """
     started = time.monotonic()
     model, archive = open_model(config.run, ensemble=config.ensemble), Archive.open(config.archive)
+    if not model.runs and config.part != "all":
+        raise Usage(f"{model.url} does not say whom it was trained on; to test it on every patient: --part all")
     rows = Catalog(archive.store).rows()
     patients = select_scans(model.runs, archive.url, rows, config.part)
     labels = model.config.labels

@@ -10,6 +10,7 @@ from jobs import evaluate, predict, train
 from tomoray.archive import Archive
 from tomoray.catalog import Catalog, stored_row
 from tomoray.config import EvaluateConfig, Layout, PredictConfig
+from tomoray.errors import Usage
 from tomoray.inference.models import compile_segmenter, open_model
 from tomoray.runs import open_run
 from tomoray.storage import open_store
@@ -84,5 +85,7 @@ def test_a_bundle_made_elsewhere_segments_an_archive_where_both_are_on_s3(
     volume, drawn = archive.scan(f"{0:016x}").read(), Archive.open(found[0]["out"]).scan(f"{0:016x}")
     for label, mask in segmenter.segment(volume.image_zyx, volume.geometry).items():
         assert (drawn.label(label).read().result() == mask).mean() > 0.999
-    scores = evaluate.run(EvaluateConfig(run=store.url, archive=archive.url))
+    with pytest.raises(Usage, match="does not say whom it was trained on; to test it on every patient: --part all"):
+        evaluate.run(EvaluateConfig(run=store.url, archive=archive.url))
+    scores = evaluate.run(EvaluateConfig(run=store.url, archive=archive.url, part="all"))
     assert set(scores["dice"]["lungs"]) == {"p0", "p1"}

@@ -234,10 +234,10 @@ def test_refuses_what_it_does_not_understand(tmp_path, changes, said):
 def test_spacing_before_orientation_belongs_to_no_axes(tmp_path):
     config = inference()
     steps = config["preprocessing"]["transforms"]
-    steps[2], steps[3] = steps[3], steps[2]
+    steps[2:5] = steps[4], steps[3], steps[2]
     with pytest.raises(Usage, match="Spacingd comes before Orientationd; wanted after, or one pixdim for all axes"):
         open_model(str(make_bundle(tmp_path / "bundle", **config)))
-    steps[2]["pixdim"] = 1.5
+    steps[3]["pixdim"] = 1.5
     assert open_model(str(make_bundle(tmp_path / "even", **config))).config.spacing_zyx_mm == (1.5, 1.5, 1.5)
 
 

@@ -86,7 +86,8 @@ def read_facts(store: Store, weights: str, networks: Collection[str]) -> BundleF
     says.transforms("postprocessing", {"Activationsd": _Scores, "AsDiscreted": _Classes}, _AFTER)
     windows = says.part("inferer", says.values.get("inferer"), {"SlidingWindowInferer": _Windows})
     axes, scale, grid = before["Orientationd"], before["ScaleIntensityRanged"], before.get("Spacingd")
-    if grid and next(iter(before)) == "Spacingd" and len(set(grid.pixdim)) > 1:
+    steps = list(before)
+    if grid and steps.index("Spacingd") < steps.index("Orientationd") and len(set(grid.pixdim)) > 1:
         raise Usage(f"{says.where}: Spacingd comes before Orientationd; wanted after, or one pixdim for all axes")
     order, _ = turn(axes.axcodes)
     places = [order.index(axis) for axis in range(3)]
