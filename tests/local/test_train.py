@@ -18,6 +18,7 @@ from tomoray.catalog import Catalog, stored_row
 from tomoray.config import EvaluateConfig, Layout, PredictConfig
 from tomoray.dicom.seg import read_segmentation
 from tomoray.errors import Fatal, Usage
+from tomoray.export import export_run
 from tomoray.geometry import Geometry
 from tomoray.lease import RUN_MARK, Lease, Progress
 from tomoray.metrics import dice
@@ -170,6 +171,19 @@ def test_nifti_and_dicom_seg_hold_the_masks_of_zarr(archive, trained):
         mask = scan.label(label).read().result()
         np.testing.assert_array_equal(nifti.read_mask(store.read(f"{scan_id}/{label}.nii.gz"), scan.geometry), mask)
         np.testing.assert_array_equal(from_dicom.get(label, np.zeros_like(mask)), mask)
+
+
+def test_an_exported_network_draws_the_masks_of_its_run(archive, trained, tmp_path):
+    wanted, _ = trained
+    export_run(open_run(wanted.out), open_store(str(tmp_path / "edge")), "onnx")
+    drawn = []
+    for model, out in ((wanted.out, "run"), (str(tmp_path / "edge" / "model.onnx"), "file")):
+        config = PredictConfig(run=model, archive=archive.url, out=str(tmp_path / out), part="all")
+        assert predict.run(config)["predicted"] == 6
+        scan = Archive.open(str(tmp_path / out)).scan(f"{0:016x}")
+        drawn.append({label: scan.label(label).read().result() for label in scan.label_names})
+    for label, mask in drawn[0].items():
+        assert (mask == drawn[1][label]).mean() > 0.999
 
 
 def test_run_that_lost_a_worker_ends_with_the_same_weights(archive, tmp_path):

