@@ -79,7 +79,7 @@ def chest(shape_zyx: tuple[int, int, int], seed: int = 0) -> tuple[Image, Mask]:
     return image.astype(np.int16), truth
 
 
-def teach(module: nn.Module, steps: int, patch: int = 48) -> None:
+def teach(module: nn.Module, steps: int, patch: int = 32) -> None:
     """Train for a short while, on patches of chests other than the one that is asked about."""
     chests = [chest((64, 96, 96), seed) for seed in (1, 2, 3)]
     rng, optimizer = np.random.default_rng(0), torch.optim.Adam(module.parameters(), lr=2e-3)
