@@ -184,9 +184,10 @@ def endpoint(scans: int, concurrency: int) -> dict[str, Any]:
     import requests
 
     from cluster.endpoint import serving
+    from cluster.local import local_ray
     from jobs import preprocess
 
-    with tempfile.TemporaryDirectory(prefix="tomoray-") as name:
+    with tempfile.TemporaryDirectory(prefix="tomoray-") as name, local_ray():
         folder = Path(name)
         phantom.write_cohort(PhantomConfig(out=str(folder / "cohort"), patients=4, seed=3, matrix=256))
         preprocess.run(PreprocessConfig(sources=[str(folder / "cohort")], archive=str(folder / "archive")))
