@@ -40,18 +40,20 @@ class AskAgain:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        begun, whole = await _first_messages(receive)
-        until, wait_s = time.monotonic() + self._within_s, _FIRST_WAIT_S
+        asked = _Asked(receive)
+        await asked.begin()
+        until, wait_s = 0.0, _FIRST_WAIT_S
         while True:
             answer = _Answer(send)
             try:
-                await self._app(dict(scope), _replayed(begun, receive), answer)
+                await self._app(dict(scope), asked.from_the_start(), answer)
             except Exception:  # of Ray, by which time it has logged more of it
                 if answer.begun:
                     raise
-            if answer.begun:
+            if answer.begun or asked.gone:
                 return
-            if not (whole and _may_be_asked_twice(scope)) or time.monotonic() + wait_s > until:
+            until = until or time.monotonic() + self._within_s
+            if not (asked.whole and _may_be_asked_twice(scope)) or time.monotonic() + wait_s > until:
                 break
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -80,25 +82,40 @@ class _Answer:
             await self._send(message)
 
 
-async def _first_messages(receive: Receive) -> tuple[list[Message], bool]:
-    """The body's beginning, and whether that is all of it."""
-    messages, size = [], 0
-    while size <= _MOST_BYTES:
-        messages.append(await receive())
-        size += len(messages[-1].get("body", b""))
-        if not messages[-1].get("more_body", False):
-            return messages, size <= _MOST_BYTES
-    return messages, False
+class _Asked:
+    """A request as it comes in, to be read more than once.
 
+    Attributes:
+        whole: its body is all there, and small.
+        gone: who asked has left.
+    """
 
-def _replayed(begun: list[Message], receive: Receive) -> Receive:
-    """What was received already, and then the rest."""
-    waiting = deque(begun)
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._begun = receive, list[Message]()
+        self.whole, self.gone = False, False
 
-    async def next_message() -> Message:
-        return waiting.popleft() if waiting else await receive()
+    async def begin(self) -> None:
+        """Read a small body, or the beginning of a larger one."""
+        size, more = 0, True
+        while more and size <= _MOST_BYTES:
+            self._begun.append(await self._next())
+            size += len(self._begun[-1].get("body", b""))
+            more = self._begun[-1].get("more_body", False)
+        self.whole = not more and size <= _MOST_BYTES
 
-    return next_message
+    def from_the_start(self) -> Receive:
+        """What was read already, and then the rest."""
+        waiting = deque(self._begun)
+
+        async def next_message() -> Message:
+            return waiting.popleft() if waiting else await self._next()
+
+        return next_message
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self.gone = self.gone or message["type"] == "http.disconnect"
+        return message
 
 
 def _may_be_asked_twice(scope: Scope) -> bool:

@@ -99,6 +99,24 @@ def test_what_the_gateway_answers_goes_through():
         assert len(proxy.bodies) == 1
 
 
+def test_nobody_asks_again_for_who_has_left():
+    asked, times = [{"type": "http.request", "body": b"", "more_body": False}], []
+
+    async def receive():
+        return asked.pop(0) if asked else {"type": "http.disconnect"}
+
+    async def cancelled(scope, receive, send):
+        times.append(await receive())
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def send(message):
+        raise AssertionError(f"nobody is there to be told {message}")
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/jobs/7", "headers": []}
+    asyncio.run(AskAgain(cancelled)(scope, receive, send))
+    assert len(times) == 1
+
+
 def test_answer_that_breaks_off_is_no_other_answer():
     async def breaks_off(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
