@@ -74,11 +74,14 @@ def _unpriced(uses: Iterable[NodeUse], prices: Prices) -> dict[str, float]:
 
 
 def units_of(job: str, result: dict[str, Any], config: dict[str, Any]) -> dict[str, float]:
-    """How much of what a job did, by its result: `series`, `epochs`, `scans`; empty where nothing tells."""
+    """How much of what a job did, by its result: `series`, `epochs`, `scans`; empty where nothing tells.
+
+    Epochs are those of the whole run: a worker that was lost is no second job, and what it had cost is counted too.
+    """
     if job == "preprocess" and "stored" in result:
         return {"series": result["stored"] + result["refused"]}
     if job == "train" and result.get("scans", {}).get("train"):
-        samples = (result["steps"] - result["first_step"]) * config.get("batch_size", 2)
+        samples = result["steps"] * config.get("batch_size", 2)
         per_visit = config.get("stream", {}).get("patches_per_visit", 4)
         return {"epochs": samples / per_visit / result["scans"]["train"]}
     if job == "predict" and "predicted" in result:

@@ -38,7 +38,7 @@ def test_seconds_without_a_price_are_told_and_not_guessed() -> None:
 
 def test_units_follow_from_what_jobs_print() -> None:
     assert units_of("preprocess", {"stored": 8, "refused": 2}, {}) == {"series": 10}
-    trained = {"steps": 100, "first_step": 0, "scans": {"train": 20}}
+    trained = {"steps": 100, "first_step": 100, "scans": {"train": 20}}
     assert units_of("train", trained, {"batch_size": 4}) == {"epochs": 5.0}
     assert units_of("train", trained, {"batch_size": 4, "stream": {"patches_per_visit": 1}}) == {"epochs": 20.0}
     assert units_of("tune", {}, {}) == {}
