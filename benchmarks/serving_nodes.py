@@ -36,6 +36,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
+from cluster import PROXY
 from jobs import preprocess
 from tomoray import phantom
 from tomoray.archive import Archive
@@ -61,7 +62,7 @@ def main() -> None:
     flags = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tomoray-", dir="/tmp"))
     os.environ["RAY_TMPDIR"] = str(folder)  # another Ray on this machine may have the usual folder
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serving.again.middlewares"
+    os.environ |= PROXY
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, **ports()})
     try:
         with redirect_stdout(sys.stderr):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from cluster import PROXY
 from cluster.objects import (
     ClaimSource,
     ClaimSpec,
@@ -149,7 +150,7 @@ def _variables(target: KubernetesTarget, labels: Mapping[str, str]) -> list[EnvV
         "HOME": "/tmp",  # noqa: S108
         "PYTHONUNBUFFERED": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.again.middlewares",
+        **PROXY,
     }
     if _key_of(target, labels):
         values["TOMORAY_KEY_FILE"] = f"{KEY_FOLDER}/pseudonym.key"

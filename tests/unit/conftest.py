@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +176,31 @@ def train_task():
 
     yield train
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def answering() -> Callable[[type[BaseHTTPRequestHandler]], AbstractContextManager[int]]:
+    """`with answering(Handler) as port`: a server on loopback that says nothing of what it is asked."""
+
+    @contextmanager
+    def answer(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+        class Silent(handler):  # type: ignore[misc, valid-type]
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield server.server_address[1]
+            server.shutdown()
+            thread.join()
+
+    return answer
+
+
+@pytest.fixture
+def archive(tmp_path: Path, make_volume: Callable[..., Volume]) -> str:
+    """The URL of an archive with one scan, `scan-1`."""
+    opened = Archive.create(str(tmp_path / "archive"), Layout())
+    opened.write_scan(make_volume(scan_id="scan-1"))
+    return opened.url

@@ -8,7 +8,7 @@ import pytest
 from ray._common.utils import import_attr
 from ray.serve._private.http_util import validate_http_proxy_callback_return
 
-import cluster
+from cluster import PROXY
 from serving.again import AskAgain
 
 RAISED, SILENT = "raised", "silent"
@@ -131,6 +131,6 @@ def test_what_is_not_ours_goes_through():
 
 
 def test_ray_serve_finds_it_where_our_clusters_name_it():
-    assert cluster.__doc__  # imported, it sets the variable
-    found = import_attr(os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])()
+    (name,) = PROXY
+    found = import_attr(os.environ[name])()
     assert [each.cls for each in validate_http_proxy_callback_return(found)] == [AskAgain]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -14,7 +13,7 @@ MODELS = (200, "application/json", b'{"models": []}')
 
 
 @pytest.fixture
-def answers():
+def answers(answering):
     """What the server will say, an answer a request, and its URL."""
     told = []
 
@@ -28,15 +27,8 @@ def answers():
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield told, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with answering(Handler) as port:
+        yield told, f"http://127.0.0.1:{port}"
 
 
 def test_proxy_that_lost_its_gateway_is_asked_again(answers):

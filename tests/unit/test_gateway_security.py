@@ -23,8 +23,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from serving import bodies, door, references
 from tomoray import dicomweb, nifti
-from tomoray.archive import Archive
-from tomoray.config import Layout
 from tomoray.errors import Usage
 from tomoray.geometry import Geometry
 from tomoray.ingest import uploads
@@ -34,13 +32,6 @@ _in_process = runpy.run_path(str(Path(__file__).parents[1] / "in_process.py"))
 gateway_app, Caller, code = (_in_process[name] for name in ("gateway_app", "Caller", "code"))
 JSON, NIFTI, ZIP = "application/json", "application/gzip", "application/zip"
 without = pytest.mark.parametrize("protected", [True, False], ids=["protected", "without"])
-
-
-@pytest.fixture
-def archive(tmp_path, make_volume):
-    opened = Archive.create(str(tmp_path / "archive"), Layout())
-    opened.write_scan(make_volume(scan_id="scan-1"))
-    return opened.url
 
 
 @pytest.fixture

@@ -8,19 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tomoray.archive import Archive
-from tomoray.config import Layout
-
 SCRIPT = Path(__file__).parents[1] / "in_process.py"
 _in_process = runpy.run_path(str(SCRIPT))
 gateway_app, Caller, code = (_in_process[name] for name in ("gateway_app", "Caller", "code"))
-
-
-@pytest.fixture
-def archive(tmp_path, make_volume):
-    opened = Archive.create(str(tmp_path / "archive"), Layout())
-    opened.write_scan(make_volume(scan_id="scan-1"))
-    return opened.url
 
 
 @pytest.fixture

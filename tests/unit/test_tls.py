@@ -5,9 +5,8 @@ import gc
 import runpy
 import socket
 import ssl
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ class Authority:
 
 
 @pytest.fixture(scope="module")
-def inner():
+def inner(answering):
     """What answers within, on loopback: the length of what was sent."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -69,15 +68,8 @@ def inner():
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+    with answering(Handler) as port:
+        yield port
 
 
 @pytest.fixture
