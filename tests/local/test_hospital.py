@@ -46,7 +46,7 @@ def test_page_shows_the_volumes_that_the_model_finds(served):
         page = browser.new_page(viewport={"width": 900, "height": 600})
         page.set_default_timeout(120_000)
         page.goto(served.url)
-        page.set_input_files("#folder", str(served.study))
+        _page["give"](page, served.study)
         expect(page.get_by_role("heading", level=1, name="Volumes")).to_be_visible(timeout=120_000)
         rows = dict(row.split()[:2] for row in page.get_by_role("row").all_inner_texts()[1:])
         browser.close()

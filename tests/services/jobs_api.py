@@ -1,9 +1,10 @@
 """The jobs API of docs/serving.md in one process, for tests of what talks to it: no Ray, and a model without a network.
 
-    python tests/services/jobs_api.py [--token TOKEN] [--seconds SECONDS] [--pacs URL]
+    python tests/services/jobs_api.py [--token TOKEN] [--seconds SECONDS] [--models NAME …] [--pacs URL]
 
-Its model `threshold` takes what lies between -950 and -400 HU for lungs and what lies above 250 HU for bones. Prints
-one line of JSON (url) once it answers, and serves until its stdin closes. GET /told lists the jobs that were asked for.
+Its model `threshold` takes what lies between -950 and -400 HU for lungs and what lies above 250 HU for bones; its model
+`box` finds one box around the lungs of the five slices in the middle. Prints one line of JSON (url) once it answers,
+and serves until its stdin closes. GET /told lists the jobs that were asked for.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tomoray.sources import list_source, read_file
 from tomoray.volume import Mask
 
 MODEL = {"name": "threshold", "labels": ["lungs", "bones"], "operation": "segment", "version": "1", "sha256": "ab" * 32}
+BOX = MODEL | {"name": "box", "labels": ["lungs"], "operation": "detect"}
 WINDOWS = 20
 
 
@@ -45,6 +47,7 @@ class Job:
     loaded: LoadedScan | None
     error: dict[str, str] | None
     started: float
+    model: dict[str, Any]
     cancelled: bool = False
     created: datetime = field(default_factory=lambda: datetime(2026, 1, 2, 3, 4, 5))
 
@@ -56,8 +59,10 @@ class Job:
 class Server:
     """Jobs in memory."""
 
-    def __init__(self, token: str | None, seconds: float, servers: dict[str, str]) -> None:
-        self.token, self.seconds, self.servers = token, seconds, servers
+    def __init__(
+        self, token: str | None, seconds: float, servers: dict[str, str], models: list[dict[str, Any]]
+    ) -> None:
+        self.token, self.seconds, self.servers, self.models = token, seconds, servers, models
         self.jobs: dict[str, Job] = {}
         self.keys: dict[str, str] = {}
         self.told: list[dict[str, Any]] = []
@@ -67,7 +72,7 @@ class Server:
         add_page(api)
         api.middleware("http")(self.authorize)
         api.get("/told")(lambda: self.told)
-        api.get("/v1/models")(lambda: {"models": [MODEL]})
+        api.get("/v1/models")(lambda: {"models": self.models})
         api.post("/v1/jobs")(self.submit)
         api.get("/v1/jobs/{name}")(self.state)
         api.delete("/v1/jobs/{name}")(self.cancel)
@@ -92,7 +97,9 @@ class Server:
             loaded = await asyncio.to_thread(self.load, body)
         except TomoRayError as refusal:
             error = {"code": str(getattr(refusal, "reason", "bad_zip")), "message": str(refusal)}
-        job = Job(id=f"job-{len(self.jobs)}", loaded=loaded, error=error, started=asyncio.get_running_loop().time())
+        model = BOX if request.query_params.get("model") == BOX["name"] else MODEL
+        started = asyncio.get_running_loop().time()
+        job = Job(id=f"job-{len(self.jobs)}", loaded=loaded, error=error, started=started, model=model)
         self.jobs[job.id] = job
         self.keys[key] = job.id
         return JSONResponse(self.reply(job), 202, headers={"Location": f"/v1/jobs/{job.id}"})
@@ -110,8 +117,9 @@ class Server:
         part = (asyncio.get_running_loop().time() - job.started) / self.seconds if self.seconds else 1.0
         state = "cancelled" if job.cancelled else "failed" if job.error else "done" if part >= 1 else "running"
         progress = {"done": min(WINDOWS, int(part * WINDOWS)), "of": WINDOWS}
-        return {"id": job.id, "state": state, "progress": progress, "error": job.error, "operation": "segment"} | {
-            "model": MODEL["name"],
+        return {"id": job.id, "state": state, "progress": progress, "error": job.error} | {
+            "operation": job.model["operation"],
+            "model": job.model["name"],
             "created": job.created.isoformat() + "Z",
         }
 
@@ -148,6 +156,17 @@ class Server:
         return Response(data, media_type="application/gzip")
 
 
+def lung_box(job: Job) -> dict[str, Any]:
+    geometry, lungs = job.loaded.volume.geometry, job.masks()["lungs"]
+    middle = len(lungs) // 2
+    lungs[: middle - 2] = lungs[middle + 3 :] = 0
+    found = np.argwhere(lungs)
+    low, high = found.min(0), found.max(0)
+    center = np.array(geometry.affine_lps).reshape(4, 4) @ [*((low + high) / 2)[::-1], 1]
+    size = (high - low + 1) * geometry.spacing_zyx_mm
+    return {"label": "lungs", "center_lps_mm": center[:3].tolist(), "size_mm": size[::-1].tolist(), "probability": 0.9}
+
+
 def encode(job: Job, accept: str) -> Response:
     geometry, masks = job.loaded.volume.geometry, job.masks()
     volumes = {name: float(mask.sum() * geometry.voxel_volume_ml) for name, mask in masks.items()}
@@ -159,17 +178,16 @@ def encode(job: Job, accept: str) -> Response:
     elif accept == "application/gzip":
         data = nifti.write_label_map(masks, geometry)
     elif accept == "application/json":
+        found = {name: {"voxels": int(mask.sum()), "volume_ml": volumes[name]} for name, mask in masks.items()}
         return JSONResponse(
             {
-                "model": MODEL,
+                "model": job.model,
                 "geometry": {
                     "shape_zyx": geometry.shape_zyx,
                     "spacing_zyx_mm": geometry.spacing_zyx_mm,
                     "affine_lps": geometry.affine_lps,
                 },
-                "labels": {
-                    name: {"voxels": int(mask.sum()), "volume_ml": volumes[name]} for name, mask in masks.items()
-                },
+                **({"boxes": [lung_box(job)]} if job.model is BOX else {"labels": found}),
                 "seconds": {"read": 0.2, "segment": 1.5},
                 "notes": list(job.loaded.volume.info.notes),
             }
@@ -192,11 +210,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--token")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long a job takes")
+    parser.add_argument("--models", nargs="*", default=[MODEL["name"]], choices=[MODEL["name"], BOX["name"]])
     parser.add_argument("--pacs", metavar="URL", help="root of the DICOMweb server that references call `pacs`")
     options = parser.parse_args()
-    config = uvicorn.Config(
-        Server(options.token, options.seconds, {"pacs": options.pacs}).app(), port=0, log_level="warning"
-    )
+    models = [model for model in (MODEL, BOX) if model["name"] in options.models]
+    server = Server(options.token, options.seconds, {"pacs": options.pacs}, models)
+    config = uvicorn.Config(server.app(), port=0, log_level="warning")
     server = uvicorn.Server(config)
     with config.bind_socket() as bound:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -84,11 +84,19 @@ def give(page, folder):
     page.set_input_files("#folder", str(folder))
 
 
-def masked(page):
-    """Pixels of the scan that are blue, as the first label is, rather than grey."""
+def blue(page):
+    """Where the slices are blue, as the first label is, rather than grey: bool [y, x]."""
     page.wait_for_timeout(500)  # for the next frame
     rgb = np.asarray(Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB")).astype(int)
-    return int((rgb[..., 2] - rgb[..., 0] > 24).sum())
+    return rgb[..., 2] - rgb[..., 0] > 24
+
+
+def masked(page):
+    return int(blue(page).sum())
+
+
+def extent(found):
+    return np.array([(ends.min(), ends.max()) for ends in np.nonzero(found)])
 
 
 def test_study_is_shown_with_what_was_found(page, server, study):
@@ -106,6 +114,35 @@ def test_study_is_shown_with_what_was_found(page, server, study):
     with page.expect_download() as started:
         page.get_by_role("button", name="DICOM SR").click()
     assert pydicom.dcmread(started.value.path()).Modality == "SR"
+
+
+def test_box_is_drawn_around_what_it_holds(page, study):
+    with jobs_api("--models", "threshold", "box") as url:
+        page.goto(url)
+        give(page, study)
+        expect(heading(page, "Volumes")).to_be_visible()
+        page.get_by_label("Show bones").uncheck()
+        page.get_by_role("button", name="lungs").click()
+        slices = int(page.locator("#slice").get_attribute("max"))
+        page.locator("#slice").fill(str(slices // 2 + 1))
+        lungs = blue(page)
+        page.get_by_role("button", name="Another study").click()
+        page.locator("#model").select_option("box")
+        give(page, study)
+        expect(heading(page, "1 lesion")).to_be_visible()
+        page.get_by_role("button", name="lungs 1").click()
+        expect(page.locator("#place")).to_contain_text(f"Slice {slices // 2 + 1} of")
+        box = blue(page)
+        page.get_by_label("Show lungs 1").uncheck()
+        assert masked(page) < 100
+    assert np.abs(extent(box) - extent(lungs)).max() < 20  # its sides lie a voxel outside; one is 7 pixels wide
+
+
+def test_token_that_may_ask_no_model_is_told_so(page):
+    with jobs_api("--models") as url:
+        page.goto(url)
+        expect(heading(page, "Not for this token")).to_be_visible()
+        expect(page.get_by_role("alert")).to_contain_text("scope is infer")
 
 
 def test_keys_move_through_slices_windows_and_planes(page, server, study):

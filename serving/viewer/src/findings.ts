@@ -33,13 +33,10 @@ export function millilitres(volume: number): string {
 function volumes(labels: NonNullable<Finding["labels"]>, choices: Choices): HTMLElement {
   const rows = Object.entries(labels).map(([name, { voxels, volume_ml }], index) => {
     const label = index + 1;
-    const shown = element("input", { type: "checkbox", checked: true, ariaLabel: `Show ${name}` });
-    shown.style.accentColor = `rgb(${colourOf(label).join(" ")})`;
-    shown.addEventListener("change", () => choices.onVisible(label, shown.checked));
     const go = button(name, () => choices.onLabel(label));
     go.disabled = voxels === 0;
     go.title = voxels ? `Go to ${name}` : `No ${name} found`;
-    return [element("span", { className: "swatch" }, shown), go, voxels ? millilitres(volume_ml) : "none"];
+    return [swatch(label, name, choices), go, voxels ? millilitres(volume_ml) : "none"];
   });
   return rowsOf(["", "Label", "ml"], rows);
 }
@@ -48,13 +45,25 @@ function boxes(finding: Finding, choices: Choices): HTMLElement {
   const found = finding.boxes ?? [];
   if (!found.length) return element("p", {}, "Nothing was found that the model knows.");
   return rowsOf(
-    ["Lesion", "mm", "Probability"],
-    found.map((box, index) => [
-      button(`${box.label} ${index + 1}`, () => choices.onBox(box.center_lps_mm)),
-      String(Math.round(Math.max(...box.size_mm))),
-      percent(box.probability),
-    ]),
+    ["", "Lesion", "mm", "Probability"],
+    found.map((box, index) => {
+      const name = `${box.label} ${index + 1}`;
+      return [
+        swatch(index + 1, name, choices),
+        button(name, () => choices.onBox(box.center_lps_mm)),
+        String(Math.round(Math.max(...box.size_mm))),
+        percent(box.probability),
+      ];
+    }),
   );
+}
+
+/** A checkbox in the colour of a label, which shows and hides it. */
+function swatch(label: number, name: string, choices: Choices): HTMLElement {
+  const shown = element("input", { type: "checkbox", checked: true, ariaLabel: `Show ${name}` });
+  shown.style.accentColor = `rgb(${colourOf(label).join(" ")})`;
+  shown.addEventListener("change", () => choices.onVisible(label, shown.checked));
+  return element("span", { className: "swatch" }, shown);
 }
 
 function probabilities(classes: Record<string, number>): HTMLElement {

@@ -1,8 +1,9 @@
 // The page: which of its views is there, and what leads from one to the next.
 import * as api from "./api";
+import { MOST_BOXES, outlines } from "./boxes";
 import { element, notes, table, title } from "./findings";
 import { dropped, packedType, zip, type Study } from "./study";
-import { PLANES, Viewer, WINDOWS, type PlaneName, type WindowName } from "./viewer";
+import { PLANES, Viewer, WINDOWS, type Over, type PlaneName, type WindowName } from "./viewer";
 
 const VIEWS = ["sign-in", "drop", "work", "problem", "result"] as const;
 const STEPS = ["pack", "send", "wait", "look", "show"] as const;
@@ -49,6 +50,7 @@ function fail(error: unknown, retry: () => void): void {
   show("problem");
 }
 
+const NO_MODEL = "This token may ask no model of this server. Its operator can make one that may: the scope is infer.";
 const TITLES: Record<number, string> = {
   0: "No answer",
   403: "Not for this token",
@@ -71,6 +73,7 @@ async function start(): Promise<void> {
     return fail(error, () => void start());
   }
   by("sign-out").hidden = api.token.get() === null;
+  if (!known.length) return fail(new api.Problem(403, "no_model", NO_MODEL), () => void start());
   const choice = by<HTMLSelectElement>("model");
   const chosen = choice.value;
   choice.replaceChildren(...known.map(({ name }) => element("option", { value: name, selected: name === chosen }, name)));
@@ -189,9 +192,12 @@ async function showResult(job: api.Job): Promise<void> {
   work.signal.throwIfAborted();
   describe(job, finding);
   show("result"); // before drawing: a canvas that is hidden has no size
-  await viewer.show(image, mask, map, Object.keys(finding.labels ?? {}).length);
-  by("overlays").hidden = !mask && !map;
-  by("opacity").parentElement!.hidden = !mask;
+  const boxes = finding.boxes?.length ?? 0;
+  const over: Over = boxes ? (scan) => outlines(scan, finding) : mask;
+  await viewer.show(image, over, map, Math.min(boxes, MOST_BOXES) || Object.keys(finding.labels ?? {}).length);
+  by("overlays").hidden = !over && !map;
+  by("opacity").parentElement!.hidden = !over;
+  by("opacity-of").textContent = boxes ? "Boxes" : "Mask";
   by("map-choice").hidden = !map;
   by("map-choice").querySelector("span")!.textContent = EXPLAINED[job.operation]?.show ?? "";
   choose("windows", Object.keys(WINDOWS)[0]!);

@@ -39,6 +39,9 @@ export function colourOf(label: number): [number, number, number] {
   return COLOURS[(label - 1) % COLOURS.length]!;
 }
 
+/** A label map: one that was sent, or one that is drawn on the grid of the scan. */
+export type Over = Blob | ((scan: NVImage) => NVImage) | null;
+
 interface Shown {
   image: NVImage;
   mask: NVImage | null;
@@ -82,15 +85,16 @@ export class Viewer {
   }
 
   /** Show a scan (NIfTI, HU), a label map of `labels` classes over it, and a map in percent. */
-  async show(image: Blob, mask: Blob | null, map: Blob | null, labels: number): Promise<void> {
+  async show(image: Blob, mask: Over, map: Blob | null, labels: number): Promise<void> {
     this.clear();
     this.labels = labels;
     this.hidden.clear();
     const read = async (blob: Blob, name: string, colormap: string): Promise<NVImage> =>
       NVImage.loadFromUrl({ url: name, name, buffer: await blob.arrayBuffer(), colormap });
+    const scan = await read(image, "scan.nii.gz", "gray");
     this.shown = {
-      image: await read(image, "scan.nii.gz", "gray"),
-      mask: mask && (await read(mask, "mask.nii.gz", "gray")),
+      image: scan,
+      mask: mask instanceof Blob ? await read(mask, "mask.nii.gz", "gray") : (mask && mask(scan)),
       map: map && (await read(map, "map.nii.gz", "inferno")),
     };
     for (const each of [this.shown.image, this.shown.mask, this.shown.map]) if (each) this.view.addVolume(each);
