@@ -33,7 +33,7 @@ class SharedModels:
     async def find(self, request: Request) -> AsyncIterator[Progress | Finding]:
         """As `ModelServer.find` of the model that is asked for."""
         with self._pace.scan():
-            model = await self.load(serve.get_multiplexed_model_id())
+            (model,) = await self.load(serve.get_multiplexed_model_id())
             async for answer in model.find(request):
                 yield answer
 
@@ -42,7 +42,10 @@ class SharedModels:
         return {PACE: self._pace.seconds_a_scan()}
 
     @serve.multiplexed(max_num_models_per_replica=AT_ONCE)
-    async def load(self, name: str) -> ModelServer:
-        """The model, at hand or loaded now; the one used longest ago makes room."""
+    async def load(self, name: str) -> tuple[ModelServer]:
+        """The model, at hand or loaded now; the one used longest ago makes room, once it has answered all it was asked.
+
+        In a tuple, as Ray Serve calls `__del__` of what makes room at once, whoever still works with it.
+        """
         config, expected = self._models[name]
-        return ModelServer(config, expected, self._device)
+        return (ModelServer(config, expected, self._device),)

@@ -110,7 +110,7 @@ def served(ray_local, tmp_path_factory):
         yield Served(url, run, study, scan_id, opened, Archive.open(f"{run}/predictions"), pacs_port)
 
 
-def never_trained(run, archive):
+def never_trained(run, archive, seed=0):
     config = TrainConfig(
         archive=archive,
         out=run,
@@ -123,7 +123,7 @@ def never_trained(run, archive):
     )
     store, split = open_store(run), Split(train=(), validation=(), test=())
     begin_run(store, config, split)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     weights = io.BytesIO()
     torch.save(build_network(config.network, out_channels=3).state_dict(), weights)
     store.write("checkpoints/step-00000001/model.pt", weights.getvalue())
