@@ -53,7 +53,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     labels = model.config.labels
     require_labels({row["scan_id"]: row["labels"] or [] for row in rows if row["scan_id"] in patients}, labels)
     store = open_store(config.predictions) if config.predictions else model.store.child("predictions")
-    predictions = Predictions(store=store, format="zarr", model_sha256=model.sha256)
+    predictions = Predictions(store=store, format="zarr", model_sha256=model.sha256, config_sha256=model.config_sha256)
     predicted = predict(model, archive, sorted(patients), predictions)
     found = _compare_all(archive.url, predictions.store.url, sorted(patients), labels, config.tolerance_mm)
     scores = {measure: _by_patient(found, patients, labels, measure) for measure in MEASURES}

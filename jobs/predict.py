@@ -46,6 +46,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
         store=open_store(config.out) if config.out else model.store.child(name),
         format=config.format,
         model_sha256=model.sha256,
+        config_sha256=model.config_sha256,
     )
     todo = predict(model, archive, scan_ids, predictions, backend=config.backend)
     return {
@@ -91,17 +92,17 @@ def predict(
 def _segment(
     urls: tuple[str, ...], archive_url: str, scan_id: str, predictions: Predictions, backend: BackendName
 ) -> None:
-    segmenter = _segmenter(urls, predictions.model_sha256, backend)
+    segmenter = _segmenter(urls, (predictions.model_sha256, predictions.config_sha256), backend)
     scan = Archive.open(archive_url).scan(scan_id)
     predictions.write(scan, segmenter.segment(ArchivedVoxels(scan), scan.geometry))
 
 
 @lru_cache(maxsize=1)
-def _segmenter(urls: tuple[str, ...], model_sha256: str, backend: BackendName) -> Segmenter:
-    """The model of this worker process; the digest is there so that a model that was changed is loaded anew."""
+def _segmenter(urls: tuple[str, ...], digests: tuple[str, str | None], backend: BackendName) -> Segmenter:
+    """The model of this worker process; its digests are there so that a model that was changed is loaded anew."""
     torch.set_num_threads(1)
     model = open_model(urls[0], ensemble=urls[1:])
-    if model.sha256 != model_sha256:
+    if (model.sha256, model.config_sha256) != digests:
         raise Fatal(f"{' or '.join(urls)} was changed meanwhile; run the command again")
     return compile_segmenter(model, backend, device="cuda" if ray.get_gpu_ids() else "cpu", threads=1)[0]
 

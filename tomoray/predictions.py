@@ -37,11 +37,13 @@ class Predictions:
 
     Attributes:
         model_sha256: of the weights; masks of another model are not complete, and are replaced.
+        config_sha256: of what else they depend on, where that may change under the same weights; likewise.
     """
 
     store: Store
     format: Format
     model_sha256: str
+    config_sha256: str | None = None
 
     def prepare(self, layout: Layout) -> None:
         """Make the place ready, once, before any `write`. Raises `Fatal` where it cannot be used."""
@@ -74,7 +76,8 @@ class Predictions:
 
     @property
     def _attributes(self) -> dict[str, str]:
-        return {"model_sha256": self.model_sha256, "format": self.format}
+        config = {} if self.config_sha256 is None else {"config_sha256": self.config_sha256}
+        return {"model_sha256": self.model_sha256, "format": self.format, **config}
 
     def _segmentation(self, scan: Scan, masks: Mapping[str, Mask]) -> dict[str, bytes]:
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import signal
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
@@ -79,9 +81,18 @@ def found(reply):
 
 
 def replicas(deployment):
-    """Their processes."""
-    named = f"ray::ServeReplica:tomoray:{deployment}"
-    return [each for each in psutil.Process().children(recursive=True) if named in each.cmdline()[:1]]
+    """Their processes: of this process' Ray, as another on this machine may serve a model of that name."""
+    named = f"ray::ServeReplica:tomoray:{deployment}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if (process / "cmdline").read_bytes().startswith(named) and parent(parent(process.name)) == os.getpid():
+                found.append(int(process.name))
+    return found
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_more_models_than_a_replica_holds_each_answer_for_themselves(served):
@@ -109,7 +120,7 @@ def test_a_newer_model_answers_its_share_until_it_dies_and_nobody_loses(served):
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(served.segment, "trial", explain="uncertainty") for _ in range(24)]
         wait(asked, return_when=FIRST_COMPLETED)  # seven others are on their way
-        newer.kill()
+        os.kill(newer, signal.SIGKILL)
         told = [names[future.result()["model"]["sha256"]] for future in asked]
     assert set(told) <= {"older", "newer"}
     after = [names[served.segment("trial")["model"]["sha256"]] for _ in range(12)]

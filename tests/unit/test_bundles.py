@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import runpy
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -16,11 +17,16 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from serving.model import served_model
 from tomoray import nifti
+from tomoray.archive import Archive
+from tomoray.config import Layout
 from tomoray.errors import Fatal, Usage
+from tomoray.geometry import Geometry
 from tomoray.inference import bundles
 from tomoray.inference.models import compile_segmenter, open_model
 from tomoray.metrics import dice
+from tomoray.predictions import Predictions
 from tomoray.serving_config import ModelConfig
+from tomoray.storage import open_store
 
 _zoo = runpy.run_path(str(Path(__file__).parents[1] / "zoo.py"))
 make_bundle, run_by_monai, inference = (_zoo[name] for name in ("make_bundle", "run_by_monai", "inference"))
@@ -239,6 +245,25 @@ def test_spacing_before_orientation_belongs_to_no_axes(tmp_path):
         open_model(str(make_bundle(tmp_path / "bundle", **config)))
     steps[3]["pixdim"] = 1.5
     assert open_model(str(make_bundle(tmp_path / "even", **config))).config.spacing_zyx_mm == (1.5, 1.5, 1.5)
+
+
+def test_masks_of_a_bundle_whose_config_was_edited_are_drawn_again(tmp_path):
+    bundle, place = make_bundle(tmp_path / "bundle"), open_store(str(tmp_path / "masks"))
+    edited = make_bundle(tmp_path / "edited", steps={"Spacingd": {"pixdim": (2.0, 2.0, 2.0)}})
+    geometry = Geometry.from_matrix((4, 4, 4), np.eye(4))
+
+    def predictions():
+        model = open_model(str(bundle))
+        digests = {"model_sha256": model.sha256, "config_sha256": model.config_sha256}
+        return Predictions(store=place, format="zarr", **digests)
+
+    first = predictions()
+    first.prepare(Layout())
+    Archive.open(place.url).write_masks("s", {"spleen": np.zeros((4, 4, 4), np.uint8)}, geometry, first._attributes)
+    assert predictions().has("s")
+    shutil.copytree(edited / "configs", bundle / "configs", dirs_exist_ok=True)
+    assert predictions().model_sha256 == first.model_sha256
+    assert not predictions().has("s")
 
 
 def test_a_bundle_is_looked_for_only_where_its_metadata_is(tmp_path):

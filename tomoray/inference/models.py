@@ -63,6 +63,14 @@ class Model:
         return tuple(run.store.url for run in self.runs) or (self.url,)
 
     @property
+    def config_sha256(self) -> str | None:
+        """Of what stands beside the weights of a bundle or an ONNX file, where anybody may edit it; None for runs."""
+        if self.runs:
+            return None
+        facts = json.dumps([self.config.model_dump(mode="json"), str(self.bundle)], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    @property
     def temperature(self) -> float | None:
         """What a classifier's probabilities are calibrated with; None where validation was too small for one."""
         if self.config.task != "classification" or not self.runs:
