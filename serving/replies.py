@@ -6,6 +6,7 @@ Types are those of `Accept`, told apart where one is not enough by a parameter: 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -155,11 +156,9 @@ def _as_report(result: Result) -> tuple[bytes, str]:
         assert isinstance(finding, Detections), "there is no other finding"
         axes = geometry.matrix[:3, :3].T
         axes = (axes / np.linalg.norm(axes, axis=1, keepdims=True)).tolist()
-        measured = Measurements(lesions=[Lesion(**dataclasses.asdict(box), axes_lps=axes) for box in finding.boxes])
-        if not finding.boxes:
-            raise HttpError(
-                406, "not_acceptable", "no lesion was found, so that there is nothing to report; ask for JSON"
-            )
+        lesions = [Lesion(**dataclasses.asdict(box), axes_lps=axes) for box in finding.boxes]
+        found = Counter(box.label for box in finding.boxes)
+        measured = Measurements(lesions=lesions, counts={label: found[label] for label in result.model.labels})
     return report_file(measured, _headers(result), result.model.sha256, result.uid_seed, result.made), "report.dcm"
 
 

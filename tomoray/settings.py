@@ -48,8 +48,8 @@ def s3() -> S3Settings:
 def serving_environment() -> dict[str, str]:
     """Variables of a process that serves, as somebody waits. What the environment says already stays.
 
-    A bucket that is gone is told of in ten seconds. And the process steps back for no other: workers of Ray are 15 nicer
-    than its daemons, which costs a scan that keeps all cores busy a tenth of its time.
+    A bucket that is gone is told of in ten seconds. And the process steps back for no other: Ray starts workers with
+    niceness 15, which costs a scan that keeps all cores busy a tenth of its time.
     """
     wanted = {"TOMORAY_S3_PATIENCE": "10", "RAY_worker_niceness": "0"}
     return {name: os.environ.get(name) or value for name, value in wanted.items()}

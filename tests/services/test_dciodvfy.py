@@ -87,7 +87,8 @@ def test_finds_no_error_in_the_segmentation_of_an_archived_scan(tmp_path, archiv
 @pytest.mark.parametrize("name", ["s", None])
 def test_finds_no_error_in_a_report(tmp_path, archived, name) -> None:
     lesion = Lesion(label="nodules", center_lps_mm=(1, 2, 3), size_mm=(4, 5, 6), axes_lps=np.eye(3), probability=0.9)
-    said = Measurements(volumes_ml={"lungs": 4021.7}, lesions=[lesion], probabilities={"emphysema": 0.25})
+    volumes, counts, probabilities = {"lungs": 4021.7}, {"nodules": 1, "mass": 0}, {"emphysema": 0.25}
+    said = Measurements(volumes_ml=volumes, lesions=[lesion], counts=counts, probabilities=probabilities)
     path = tmp_path / "sr.dcm"
     path.write_bytes(report_file(said, archived, "0f" * 32, name))
     assert [line for line in complaints(path) if line.startswith("Error")] == []

@@ -79,6 +79,13 @@ def test_a_box_comes_back_from_its_ellipsoid(headers) -> None:
     assert group.finding_sites[0].value == codes.SCT.Lung
 
 
+def test_that_nothing_was_found_is_said_too(headers) -> None:
+    nothing, one = groups(report_file(Measurements(counts={"nodules": 0, "mass": 1}), headers, MODEL, None), "image")
+    for group, label, kind, count in ((nothing, "nodules", "Nodule", 0), (one, "mass", "Mass", 1)):
+        (measured,) = group.get_measurements(codes.SCT.NumberOfLesions)
+        assert (group.tracking_identifier, group.finding_type.meaning, measured.value) == (label, kind, count)
+
+
 def test_probabilities_of_classes_are_told_by_name(headers) -> None:
     said = Measurements(probabilities={"emphysema": 0.25, "no finding": 0.75})
     found = {

@@ -1,7 +1,8 @@
 """Findings as a DICOM Structured Report: a TID 1500 Measurement Report (PS3.16), as Comprehensive 3D SR.
 
 Volumes are TID 1411 groups that refer to their segments. Boxes are TID 1411 groups too, each drawn as the ellipsoid
-that fits into it: its six points give centre and edges back exactly. Probabilities of classes are TID 1501 groups.
+that fits into it: its six points give centre and edges back exactly. How many there are of each kind, none too, and
+probabilities of classes are TID 1501 groups.
 """
 
 from __future__ import annotations
@@ -54,12 +55,17 @@ class Measurements:
     Attributes:
         volumes_ml: by label, in the order of the masks.
         lesions: boxes.
+        counts: lesions, by what was looked for: 0 says that none was found.
         probabilities: of classes, 0 to 1.
     """
 
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     lesions: Sequence[Lesion] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.volumes_ml or self.lesions or self.counts or self.probabilities)
 
 
 def write_report(
@@ -89,7 +95,7 @@ def write_report(
     Raises:
         ValueError: nothing was measured, or there is no header, or a segmentation without a seed.
     """
-    if not headers or not (measurements.volumes_ml or measurements.lesions or measurements.probabilities):
+    if not headers or not measurements:
         raise ValueError("a report needs a measurement and a header")
     if segmented and uid_seed is None:
         raise ValueError("a report that refers to a segmentation needs its seed")
@@ -112,6 +118,7 @@ def write_report(
                 for number, (label, volume_ml) in enumerate(measurements.volumes_ml.items(), start=1)
             ),
             *(groups.lesion(number, lesion) for number, lesion in enumerate(measurements.lesions, start=1)),
+            *(groups.count(label, count) for label, count in measurements.counts.items()),
             *(groups.probability(label, value) for label, value in measurements.probabilities.items()),
         ],
     )
@@ -179,6 +186,14 @@ class _Groups:
                 _probability(lesion.probability),
             ],
             **self._found(concept_of(lesion.label)),
+        )
+
+    def count(self, label: str, count: int) -> _Group:
+        """How many lesions there are of a kind."""
+        return sr.MeasurementsAndQualitativeEvaluations(
+            sr.TrackingIdentifier(hashed_uid(self._seed, "count", label), label),
+            measurements=[sr.Measurement(codes.SCT.NumberOfLesions, count, codes.UCUM.NoUnits)],
+            **self._found(concept_of(label)),
         )
 
     def probability(self, label: str, value: float) -> _Group:
