@@ -28,6 +28,13 @@ class Fit:
         return ((networks[training](batch.image + noise) - 2 * batch.image) ** 2).mean()
 
 
+class Normed(Fit):
+    """Keeps running statistics."""
+
+    def build_networks(self):
+        return {"network": nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))}
+
+
 class Duel(Fit):
     """Two networks, each with a loss that the other takes part in."""
 
@@ -271,4 +278,28 @@ def work(rank, world_size, folder):
         bad.image[:] = float("nan") if rank == 1 else 0.0
         with pytest.raises(Fatal, match=r"samples 10 of scans scan-10\)"):
             rest.step(bad)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"ema_decay": 0.9}])
+def test_statistics_of_batch_norm_are_those_of_the_first_worker(tmp_path, optimizer):
+    multiprocessing.spawn(work_on_norms, (2, str(tmp_path), optimizer), nprocs=2)
+    first, second = (torch.load(Path(tmp_path, str(rank)), weights_only=True) for rank in range(2))
+    name = "1.running_mean"
+    assert not torch.equal(first["learned"][name], second["learned"][name]), "each saw samples of its own"
+    for used in (first["used"], second["used"]):
+        assert torch.equal(used[name], first["learned"][name])
+
+
+def work_on_norms(rank, world_size, folder, optimizer):
+    torch.set_num_threads(1)
+    rendezvous = Path(folder, "rendezvous").as_uri()
+    distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=world_size)
+    engine = Engine(Normed(), config(workers=2, optimizer=optimizer), rank=rank, world_size=world_size)
+    for step in range(3):
+        engine.step(batch_of(step, rank, world_size))
+    kind = "means" if optimizer else "networks"
+    learned = {name: value.clone() for name, value in engine.state()[kind]["network"].items()}
+    used = engine.networks_for_use()["network"].state_dict()
+    torch.save({"learned": learned, "used": used}, Path(folder, str(rank)))
     distributed.destroy_process_group()
