@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.util import metrics
 
+from serving.answers import ask
 from serving.messages import Finding, Progress, Request
 from tomoray.errors import Refused, Usage
 from tomoray.serving_config import CanaryConfig
@@ -47,7 +48,7 @@ class Canary:
         """As `ModelServer.find` of one of both."""
         if not self.ended and self._chance.random() < self._config.weight:
             try:
-                async for answer in _ask(self._newer, request):
+                async for answer in ask(self._newer, request):
                     yield answer
             except Exception as error:
                 cause = getattr(error, "cause", error)
@@ -59,7 +60,7 @@ class Canary:
             else:
                 self._count(error=False)
                 return
-        async for answer in _ask(self._older, request):
+        async for answer in ask(self._older, request):
             yield answer
 
     def _count(self, *, error: bool) -> None:
@@ -70,12 +71,3 @@ class Canary:
             self._told.set(0)
             failed = f"{self.errors} of {self.answers}"
             logger.error("%s: the newer model failed %s requests and is out of the trial", self._name, failed)
-
-
-async def _ask(handle: DeploymentHandle[Any], request: Request) -> AsyncIterator[Progress | Finding]:
-    answers = handle.options(stream=True).find.remote(request)
-    try:
-        async for answer in answers:
-            yield answer
-    finally:
-        answers.cancel()  # of one that ended, nothing

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import IO, Any
@@ -18,6 +19,7 @@ import ray
 from pydicom import Dataset
 from ray.serve.handle import DeploymentHandle
 
+from serving.answers import ask
 from serving.asks import Accepted, DicomWebStudy, Reference, S3Prefix, Sent
 from serving.destinations import Destinations
 from serving.failures import HttpError
@@ -162,13 +164,9 @@ class Examiner:
 
 async def _ask(handle: DeploymentHandle[Any], request: Request, on_progress: OnProgress, name: str) -> Finding:
     shared = {"multiplexed_model_id": name} if handle.deployment_name == DEPLOYMENT else {}
-    answers = handle.options(stream=True, **shared).find.remote(request)
-    try:
+    async with aclosing(ask(handle, request, **shared)) as answers:
         async for answer in answers:
             if isinstance(answer, Finding):
                 return answer
             on_progress(answer)
-    except asyncio.CancelledError:
-        answers.cancel()
-        raise
     raise Fatal("the model ended without an answer")

@@ -57,7 +57,9 @@ def _problem(error: Exception) -> HttpError:
         return HttpError(413, "too_large", str(error))
     if isinstance(error, BackPressureError):
         return HttpError(429, "busy", "all replicas of the model are busy; try again")
-    if isinstance(error, RayActorError | DeploymentUnavailableError | RayServeException):
+    if isinstance(error, DeploymentUnavailableError):
+        return HttpError(503, "model_unavailable", "the model cannot be started; the server's log says why")
+    if isinstance(error, RayActorError | RayServeException):
         return HttpError(503, "model_unavailable", "the model's replica went away; try again")
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"

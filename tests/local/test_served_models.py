@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import signal
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -37,9 +38,10 @@ def archive(ray_local, tmp_path_factory):
 def runs(archive, tmp_path_factory):
     """Runs with weights of their own, by name."""
     folder = tmp_path_factory.mktemp("runs")
-    for seed, name in enumerate(["older", "newer", *SHARED]):
+    names = ["older", "newer", "lost", *SHARED]
+    for seed, name in enumerate(names):
         never_trained(str(folder / name), archive.url, seed)
-    return {name: str(folder / name) for name in ("older", "newer", *SHARED)}
+    return {name: str(folder / name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +49,10 @@ def served(archive, runs, tmp_path_factory):
     trial = {"source": runs["newer"], "weight": 0.5, "max_error_rate": 0.0, "at_least": 1}
     models = [{"name": "trial", "source": runs["older"], "cpus": 1, "canary": trial}]
     models += [{"name": name, "source": runs[name], "cpus": 1, "multiplexed": True} for name in SHARED]
+    models += [{"source": runs["lost"], "cpus": 1, "min_replicas": 0}]
     queue = {"url": str(tmp_path_factory.mktemp("queue") / "queue")}
     with serving(ServeConfig(models=models, port=0, queue=queue)) as url:
+        shutil.rmtree(Path(runs["lost"]) / "checkpoints")  # before any replica has read them
         yield Served(url, archive, runs)
 
 
@@ -58,14 +62,13 @@ class Served:
         self.scan = archive.scan(archive.scan_ids()[0])
         self.sha256 = {name: open_model(run).sha256 for name, run in runs.items()}
 
+    def ask(self, model, **parameters):
+        asked = {"scan_id": self.scan.scan_id}
+        return requests.post(f"{self.url}/v1/segment", json=asked, params={"model": model} | parameters, timeout=300)
+
     def segment(self, model, **parameters):
         """The reply of a model that must not fail."""
-        reply = requests.post(
-            f"{self.url}/v1/segment",
-            json={"scan_id": self.scan.scan_id},
-            params={"model": model} | parameters,
-            timeout=300,
-        )
+        reply = self.ask(model, **parameters)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
@@ -125,3 +128,10 @@ def test_a_newer_model_answers_its_share_until_it_dies_and_nobody_loses(served):
     assert set(told) <= {"older", "newer"}
     after = [names[served.segment("trial")["model"]["sha256"]] for _ in range(12)]
     assert after == ["older"] * 12
+
+
+def test_a_model_that_cannot_be_loaded_is_told_of_and_nobody_waits_on(served):
+    with ThreadPoolExecutor(2) as pool:  # both before Ray Serve has given up
+        replies = list(pool.map(served.ask, ["lost"] * 2))
+    for reply in [*replies, served.ask("lost")]:
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_unavailable")
