@@ -242,10 +242,11 @@ def endpoint(scans: int, concurrency: int) -> dict[str, Any]:
 
 def memory(slices: int) -> dict[str, Any]:
     """Peak memory of a process that does what a replica does, for one scan of an archive."""
+    from cluster.local import local_ray
     from serving.messages import ArchivedScan, Finding, Request
     from serving.model import ModelServer, served_model
 
-    with tempfile.TemporaryDirectory(prefix="tomoray-") as name:
+    with tempfile.TemporaryDirectory(prefix="tomoray-") as name, local_ray():  # as a replica is of Ray, its metrics too
         folder = Path(name)
         archive = Archive.create(str(folder / "archive"), Layout(levels=1))
         _large_scan(archive, slices)

@@ -87,7 +87,7 @@ class Examiner:
         body: IO[bytes] | None = None,
         *,
         uid_seed: str | None = None,
-        on_progress: OnProgress = lambda _: None,
+        on_progress: OnProgress | None = None,
     ) -> Result:
         """What the model finds. Cancelling this cancels the model's work.
 
@@ -95,7 +95,7 @@ class Examiner:
             accepted: what is asked.
             body: the study, where it was sent.
             uid_seed: of the UIDs of what is made of the result; an archived scan has its own.
-            on_progress: called as windows go through the network.
+            on_progress: called as windows go through the network; None: nobody wants to know.
 
         Raises:
             HttpError, TomoRayError: as `failures.explain` tells them.
@@ -104,7 +104,7 @@ class Examiner:
         scan = await asyncio.to_thread(self._read, accepted, body)
         read_s = time.perf_counter() - start
         archived = scan.scan if isinstance(scan.scan, ArchivedScan) else None
-        request = Request(scan=scan.scan, explain=accepted.explain)
+        request = Request(scan=scan.scan, explain=accepted.explain, progress=on_progress is not None)
         model = self.models[accepted.model]
         finding = await _ask(self.handles[model.name], request, on_progress, model.name)
         result = Result(
@@ -162,11 +162,12 @@ class Examiner:
         return read_study(files, self.max_bytes, self.pseudonyms)
 
 
-async def _ask(handle: DeploymentHandle[Any], request: Request, on_progress: OnProgress, name: str) -> Finding:
+async def _ask(handle: DeploymentHandle[Any], request: Request, on_progress: OnProgress | None, name: str) -> Finding:
     shared = {"multiplexed_model_id": name} if handle.deployment_name == DEPLOYMENT else {}
     async with aclosing(ask(handle, request, **shared)) as answers:
         async for answer in answers:
             if isinstance(answer, Finding):
                 return answer
-            on_progress(answer)
+            if on_progress is not None:
+                on_progress(answer)
     raise Fatal("the model ended without an answer")

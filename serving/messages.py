@@ -40,10 +40,12 @@ class Request:
     Attributes:
         scan: an archived scan, or an object of Ray that holds `(image_zyx, geometry)`: int16 HU and where it is.
         explain: what else is wanted besides the finding; None: nothing.
+        progress: whether anybody wants to know how far it is.
     """
 
     scan: ArchivedScan | ray.ObjectRef[Any]
     explain: Explanation | None = None
+    progress: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,7 +70,10 @@ class ModelServer:
             metric.set_default_tags(tags)
 
     async def find(self, request: Request) -> AsyncIterator[Progress | Finding]:
-        """How far it is, now and then, and at last what was found. Closing the generator drops the scan's windows."""
+        """What was found, and before it now and then how far it is, where that is asked for.
+
+        Closing the generator drops the scan's windows.
+        """
         start, loop = time.perf_counter(), asyncio.get_running_loop()
         with self._pace.scan():
             image, geometry, scan = await loop.run_in_executor(None, _open, request)
@@ -78,7 +81,7 @@ class ModelServer:
             lane, last = self._batcher.lane(), [0.0]
 
             def advance(done: int, of: int) -> None:
-                if time.perf_counter() - last[0] > PROGRESS_EVERY_S or done == of:
+                if request.progress and (time.perf_counter() - last[0] > PROGRESS_EVERY_S or done == of):
                     last[0] = time.perf_counter()
                     loop.call_soon_threadsafe(told.put_nowait, Progress(done=done, of=of))
 

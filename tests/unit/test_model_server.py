@@ -61,13 +61,18 @@ async def answers_of(server, request):
 
 
 def test_a_scan_is_answered_by_progress_and_then_by_the_masks_of_predict(server, run, archive):
-    *progress, finding = asyncio.run(answers_of(server, asked(archive)))
+    *progress, finding = asyncio.run(answers_of(server, asked(archive, progress=True)))
     assert isinstance(finding, Segmentation)
     assert all(isinstance(each, Progress) and each.done <= each.of for each in progress)
     assert (progress[-1].done, finding.sha256) == (progress[-1].of, run.model_sha256)
     segmenter, scan = compile_segmenter(open_model(run.store.url), "torch")[0], Archive.open(archive.url).scan(SCAN)
     wanted = segmenter.segment(scan.image().read().result(), scan.geometry)
     np.testing.assert_array_equal(finding.masks()["lungs"], wanted["lungs"])
+
+
+def test_progress_is_told_only_where_it_is_asked_for(server, archive):
+    (finding,) = asyncio.run(answers_of(server, asked(archive)))
+    assert isinstance(finding, Segmentation)
 
 
 def test_scans_that_come_together_share_batches_and_get_the_same_as_alone(server, archive):
