@@ -175,10 +175,11 @@ def test_patience_with_a_busy_bucket_can_be_short(monkeypatch):
 
 def test_serving_is_impatient_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("TOMORAY_S3_PATIENCE", raising=False)
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
     assert settings.s3().patience_s == 180
     assert settings.serving_environment() == {"TOMORAY_S3_PATIENCE": "10", "RAY_worker_niceness": "0"}
     monkeypatch.setenv("TOMORAY_S3_PATIENCE", "33")
-    assert settings.serving_environment()["TOMORAY_S3_PATIENCE"] == "33"
+    assert settings.serving_environment() == {"TOMORAY_S3_PATIENCE": "33", "RAY_worker_niceness": "0"}
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,9 @@ export function outlines(scan: NVImage, finding: Finding): NVImage {
   const drawn = NVImage.zerosLike(scan, "uint8");
   (finding.boxes ?? []).slice(0, MOST_BOXES).forEach(({ center_lps_mm: [x, y, z], size_mm }, index) => {
     const center = toVoxels.transformPoint({ x, y, z });
-    const ends = ([center.x, center.y, center.z] as const).map((at, axis) => {
-      const half = size_mm[axis]! / spacing_zyx_mm[2 - axis]! / 2;
-      return [Math.floor(at - half), Math.ceil(at + half)] as const;
-    });
-    const [[x0, x1], [y0, y1], [z0, z1]] = ends as [readonly [number, number], readonly [number, number], readonly [number, number]];
+    const [x0, x1] = ends(center.x, size_mm[0] / spacing_zyx_mm[2]);
+    const [y0, y1] = ends(center.y, size_mm[1] / spacing_zyx_mm[1]);
+    const [z0, z1] = ends(center.z, size_mm[2] / spacing_zyx_mm[0]);
     for (let k = Math.max(0, z0); k <= Math.min(nz - 1, z1); k++)
       for (let j = Math.max(0, y0); j <= Math.min(ny - 1, y1); j++)
         for (let i = Math.max(0, x0); i <= Math.min(nx - 1, x1); i++)
@@ -26,4 +24,8 @@ export function outlines(scan: NVImage, finding: Finding): NVImage {
             drawn.img![i + nx * (j + ny * k)] = index + 1;
   });
   return drawn;
+}
+
+function ends(center: number, size: number): [number, number] {
+  return [Math.floor(center - size / 2), Math.ceil(center + size / 2)];
 }
